@@ -1,0 +1,146 @@
+//! An instance as its customer sees it: bounds, target, what it has, and how its thresholds stand.
+//! These are the bodies of the agent's per-instance unix-socket API (`agent.sock`):
+//!
+//! | request | body | answer |
+//! |---|---|---|
+//! | `GET /v1/instance` | | [`InstanceStatus`] |
+//! | `PUT /v1/instance/resize` | [`InstanceResize`] | `ResizeReport<InstanceSize>` |
+//! | `PUT /v1/instance/stop` | [`StopRequest`] | 202 |
+
+use serde::{Deserialize, Serialize};
+
+use crate::units::{Bytes, Cpus, Quota};
+use crate::vm::ResizeReport;
+
+/// Where an instance is in its life.
+///
+/// ```text
+/// starting ──► running ──► stopping ──► stopped
+///     │           │ ▲
+///     │           ▼ │ (guest reboot)
+///     └──────► failed
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InstanceState {
+    /// The vmm is being started.
+    Starting,
+    /// The guest runs.
+    Running,
+    /// The guest is held.
+    Paused,
+    /// Asked to end.
+    Stopping,
+    /// Ended as asked, or powered off by the guest.
+    Stopped,
+    /// Ended by an error; the last event says which.
+    Failed,
+}
+
+/// CPU of an instance.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CpuStatus {
+    /// Lower bound.
+    pub min: Cpus,
+    /// Upper bound.
+    pub max: Cpus,
+    /// What it shall have.
+    pub target: Cpus,
+    /// vCPUs online in the guest.
+    pub online: u32,
+    /// CPU quota in force.
+    pub quota: Quota,
+}
+
+/// Memory of an instance, in bytes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MemoryStatus {
+    /// Lower bound.
+    pub min: Bytes,
+    /// Upper bound.
+    pub max: Bytes,
+    /// What it shall have.
+    pub target: Bytes,
+    /// Boot RAM and plugged blocks.
+    pub plugged: Bytes,
+    /// Given back through the balloon.
+    pub balloon: Bytes,
+    /// Total as the guest's balloon driver says; absent: unknown.
+    pub guest_total: Option<Bytes>,
+    /// Available as the guest's balloon driver says; absent: unknown.
+    pub guest_available: Option<Bytes>,
+    /// Guest RAM that is resident on the host.
+    pub host_resident: Bytes,
+}
+
+/// How one threshold stands.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ThresholdStatus {
+    /// The rule as its customer wrote it (or its normal form).
+    pub rule: String,
+    /// `ok`, `breaching`, `fired`, `cooldown`, `held`, `unknown`.
+    pub state: String,
+    /// Last value of its metric in the metric's unit; absent: unknown.
+    pub last_value: Option<f64>,
+}
+
+/// An instance as it is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct InstanceStatus {
+    /// Its name.
+    pub name: String,
+    /// Where it is in its life.
+    pub state: InstanceState,
+    /// Milliseconds since launch.
+    pub uptime_ms: u64,
+    /// Process id of whoever decides for it (`concertina run`).
+    pub agent_pid: i32,
+    /// Process id of its vmm; absent when there is none.
+    pub vmm_pid: Option<i32>,
+    /// CPU.
+    pub cpus: CpuStatus,
+    /// Memory.
+    pub memory: MemoryStatus,
+    /// The last resize, by hand or by threshold.
+    pub last_resize: Option<ResizeReport<InstanceSize>>,
+    /// Its thresholds.
+    pub thresholds: Vec<ThresholdStatus>,
+}
+
+/// The part of an instance's size that a resize touched; absent where it was not asked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct InstanceSize {
+    /// CPUs: vCPUs online, limited by quota.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpus: Option<Cpus>,
+    /// Memory: plugged less balloon.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Bytes>,
+}
+
+/// A wish of a person; what is absent stays as it is.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InstanceResize {
+    /// CPUs, inside the bounds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpus: Option<Cpus>,
+    /// Memory, inside the bounds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Bytes>,
+    /// Deadline in milliseconds; default 10,000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+}
+
+/// How an instance shall end.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StopRequest {
+    /// Do not ask the guest, end the VM now.
+    #[serde(default)]
+    pub force: bool,
+    /// How long the guest may take, in milliseconds; default 30,000. Then the VM is ended.
+    #[serde(default)]
+    pub timeout_ms: Option<u64>,
+}

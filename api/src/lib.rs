@@ -1,0 +1,11 @@
+//! The vocabulary that every part of Concertina shares: units, bounds, what a virtual machine is
+//! asked to be, what it is, and how a resize ended. Plain serde types, no behaviour beyond parsing
+//! and printing, nothing of ours underneath.
+#![forbid(unsafe_code)]
+
+pub mod event;
+pub mod instance;
+pub mod units;
+pub mod vm;
+
+pub use units::{Bounds, Bytes, Cpus, Quota, UnitError};

@@ -1,0 +1,280 @@
+//! What a vmm process is asked to be ([`VmSpec`]), what it is ([`VmDescription`]), and how it
+//! answers a resize ([`ResizeReport`]). These are the bodies of its unix-socket API:
+//!
+//! | request | body | answer |
+//! |---|---|---|
+//! | `GET /v1/vm` | | [`VmDescription`] |
+//! | `PUT /v1/vm/resize` | [`VmResize`] | [`ResizeReport`] of [`VmSize`] |
+//! | `GET /v1/vm/balloon/statistics` | | [`BalloonStatistics`] (fresh, or the last with its age) |
+//! | `PUT /v1/vm/pause`, `/resume`, `/power-button`, `/stop` | | 204 |
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::units::{Bytes, Quota};
+
+/// Exit statuses of a vmm process.
+pub mod exit {
+    /// The guest powered off, or the VM was stopped on request.
+    pub const POWER_OFF: i32 = 0;
+    /// The VM could not be built: bad kernel, no KVM, no memory. Nothing ran.
+    pub const SETUP_FAILED: i32 = 1;
+    /// The guest asked for a reset (`reboot`): start it again, fresh.
+    pub const RESET: i32 = 64;
+    /// A vCPU shut down by triple fault.
+    pub const TRIPLE_FAULT: i32 = 65;
+    /// KVM could not go on (internal error, failed entry, bad address).
+    pub const KVM_ERROR: i32 = 66;
+}
+
+/// One virtual machine, in the words of whoever starts it. The vmm checks it before anything is made.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmSpec {
+    /// Name of the instance, for messages and thread names.
+    pub name: String,
+    /// bzImage, or ELF vmlinux with a PVH note.
+    pub kernel: PathBuf,
+    /// Initial ram file system, any format the kernel reads.
+    #[serde(default)]
+    pub initrd: Option<PathBuf>,
+    /// Whole kernel command line.
+    pub cmdline: String,
+    /// vCPUs online at boot, at least 1.
+    pub boot_vcpus: u32,
+    /// Most vCPUs ever, at least `boot_vcpus`.
+    pub max_vcpus: u32,
+    /// CPU quota at start.
+    pub quota: Quota,
+    /// Boot RAM: the lower bound of memory.
+    pub boot_memory: Bytes,
+    /// Most memory ever; what is above boot RAM is a virtio-mem region.
+    pub max_memory: Bytes,
+    /// Where the API listens.
+    pub api_socket: PathBuf,
+    /// Where the serial console listens; the last 64 KiB of output are replayed to who connects.
+    #[serde(default)]
+    pub console_socket: Option<PathBuf>,
+    /// A file that gets a copy of the serial output.
+    #[serde(default)]
+    pub console_log: Option<PathBuf>,
+    /// An existing, writable cgroup v2 folder of this VM alone; the vmm makes `vcpu` and `emu` in it.
+    #[serde(default)]
+    pub cgroup: Option<PathBuf>,
+}
+
+/// Is the guest's code running?
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RunState {
+    /// vCPUs run.
+    Running,
+    /// vCPUs are held between two instructions.
+    Paused,
+    /// On the way out.
+    Stopping,
+}
+
+/// One possible vCPU as the host sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VcpuState {
+    /// Not in the machine; its thread sleeps outside KVM.
+    Parked,
+    /// Announced to the guest, not yet taken.
+    Inserting,
+    /// Taken by the guest, not yet started by it.
+    Present,
+    /// Started by the guest (it has received SIPI) or a boot vCPU.
+    Online,
+    /// The guest was asked to give it back.
+    Removing,
+}
+
+/// One vCPU thread.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VcpuThread {
+    /// vCPU number, equal to its APIC id.
+    pub vcpu: u32,
+    /// Thread id on the host.
+    pub tid: i32,
+    /// State as the host sees it.
+    pub state: VcpuState,
+}
+
+/// Virtual CPUs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VcpuStatus {
+    /// Most ever.
+    pub max: u32,
+    /// Asked for.
+    pub target: u32,
+    /// In the machine (taken by the guest).
+    pub present: u32,
+    /// Started by the guest.
+    pub online: u32,
+    /// All of them, parked ones too.
+    pub threads: Vec<VcpuThread>,
+}
+
+/// Memory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryStatus {
+    /// Boot RAM.
+    pub boot: Bytes,
+    /// Most ever.
+    pub max: Bytes,
+    /// Asked for, boot RAM included.
+    pub target: Bytes,
+    /// Held by the guest now: boot RAM and plugged blocks.
+    pub plugged: Bytes,
+    /// Unit of plugging.
+    pub block: Bytes,
+    /// The guest's virtio-mem driver is up.
+    pub driver_ready: bool,
+    /// Requests of the driver that were refused because they are invalid.
+    pub bad_requests: u64,
+}
+
+/// The balloon.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BalloonStatus {
+    /// Asked for.
+    pub target: Bytes,
+    /// What the guest says it has given.
+    pub actual: Bytes,
+    /// The guest's balloon driver is up.
+    pub driver_ready: bool,
+    /// Bytes given back by free page reporting since start.
+    pub reported_total: Bytes,
+    /// Bytes given back by inflation since start.
+    pub inflated_total: Bytes,
+    /// Pages or ranges that the guest named and that are not its own.
+    pub bad_requests: u64,
+}
+
+/// What the guest's balloon driver says of its memory. Untrusted: it may only make its own VM larger.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct BalloonStatistics {
+    /// Milliseconds since these numbers arrived; none yet: absent.
+    pub age_ms: Option<u64>,
+    /// By name: `swap_in`, `swap_out`, `major_faults`, `minor_faults`, `free_memory`,
+    /// `total_memory`, `available_memory`, `disk_caches`, `hugetlb_allocations`,
+    /// `hugetlb_failures`, `oom_kill`, `alloc_stall`, `async_scan`, `direct_scan`,
+    /// `async_reclaim`, `direct_reclaim`. Memory in bytes, the rest in events.
+    pub values: BTreeMap<String, u64>,
+}
+
+/// A virtual machine as it is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct VmDescription {
+    /// Name of the instance.
+    pub name: String,
+    /// Process id of the vmm.
+    pub pid: i32,
+    /// Milliseconds since the first instruction of the guest.
+    pub uptime_ms: u64,
+    /// Running or held.
+    pub state: RunState,
+    /// vCPUs.
+    pub vcpus: VcpuStatus,
+    /// CPU quota in force; absent without a cgroup.
+    pub quota: Option<Quota>,
+    /// Memory.
+    pub memory: MemoryStatus,
+    /// Balloon.
+    pub balloon: BalloonStatus,
+    /// Resident memory of the guest's RAM on the host, from `smaps`.
+    pub guest_resident: Bytes,
+    /// Resident memory of everything else in the vmm process, from `smaps`.
+    pub vmm_resident: Bytes,
+}
+
+/// A wish: what is absent stays as it is.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmResize {
+    /// Whole vCPUs, 1 to max.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vcpus: Option<u32>,
+    /// CPU quota.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quota: Option<Quota>,
+    /// Memory, boot RAM included, boot to max; rounded to blocks by the vmm.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Bytes>,
+    /// Balloon: how much the guest shall give back on top.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balloon: Option<Bytes>,
+    /// Deadline in milliseconds; default 10,000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+}
+
+/// The part of a VM's size that a resize touched; absent where it was not asked.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct VmSize {
+    /// vCPUs started by the guest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vcpus: Option<u32>,
+    /// CPU quota in force.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quota: Option<Quota>,
+    /// Plugged memory, boot RAM included.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Bytes>,
+    /// Balloon size.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balloon: Option<Bytes>,
+}
+
+/// How a resize ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// Reached exactly what was asked.
+    Applied,
+    /// Reached a part of it; `got` says what.
+    Partial,
+    /// The guest said no, or the request is impossible; `reason` says why.
+    Refused,
+    /// What had been begun was taken back.
+    RolledBack,
+    /// The guest did not answer within the deadline.
+    TimedOut,
+}
+
+impl Outcome {
+    /// The word used in JSON and tables.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Applied => "applied",
+            Self::Partial => "partial",
+            Self::Refused => "refused",
+            Self::RolledBack => "rolled_back",
+            Self::TimedOut => "timed_out",
+        }
+    }
+}
+
+/// The answer to a resize: what was reached, never just "accepted".
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ResizeReport<Size = VmSize> {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// What was asked.
+    pub asked: Size,
+    /// What is there now.
+    pub got: Size,
+    /// Why it is not `applied`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Status that the guest gave by ACPI `_OST`, when it refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ost: Option<u32>,
+    /// Milliseconds from the request to each step that was seen, for example `vcpus_present`,
+    /// `vcpus_online`, `quota`, `memory_plugged`, `resident_fell`, `total`.
+    pub timeline_ms: BTreeMap<String, f64>,
+}

@@ -1,0 +1,1 @@
+//! One virtual machine in a process, resizable in place.
