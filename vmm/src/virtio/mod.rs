@@ -10,6 +10,7 @@
 use std::sync::Arc;
 
 use virtio_queue::Queue;
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::memory::GuestRam;
 
@@ -65,4 +66,10 @@ pub trait VirtioDevice: Send {
     fn queue_notified(&mut self, index: u16);
     /// Back to the state before [`VirtioDevice::activate`].
     fn reset(&mut self);
+    /// Readable when another thread, or the device itself, wants [`VirtioDevice::host_event`] called.
+    fn wakeup(&self) -> Option<&EventFd> {
+        None
+    }
+    /// Does what [`VirtioDevice::wakeup`] announced. Called in any state, active or not.
+    fn host_event(&mut self) {}
 }
