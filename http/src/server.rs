@@ -1,0 +1,227 @@
+//! The listening end: a socket file that only its owner may use, an accept loop, a thread per
+//! connection.
+
+use std::fs::{self, DirBuilder, Permissions};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use crate::connection::{Connection, Framing, Refusal};
+use crate::{CONNECTION_LIMIT, HttpError, Request, Response};
+
+/// Stack of a connection's thread; only the pages that it touches become resident.
+const STACK_BYTES: usize = 256 << 10;
+/// Pause after an accept that failed for want of descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// What answers requests; called on many threads at a time.
+pub type Handler = dyn Fn(&Request) -> Response + Send + Sync;
+
+/// A listening socket. Its file is removed when the server is dropped.
+pub struct Server {
+    listener: UnixListener,
+    path: PathBuf,
+    /// Device and inode of our socket file: what another server put in its place is not ours.
+    identity: (u64, u64),
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    /// The listening socket again; as a stream, because only streams can be shut down.
+    socket: UnixStream,
+    stopping: AtomicBool,
+    connections: AtomicUsize,
+}
+
+/// Ends [`Server::serve`] from any thread.
+#[derive(Clone)]
+pub struct Stopper(Arc<Shared>);
+
+impl Stopper {
+    /// Ends the accept loop. Connections end with the request that they are busy with.
+    pub fn stop(&self) {
+        self.0.stopping.store(true, Ordering::SeqCst);
+        // On Linux this wakes a blocked accept(2). It can only fail where it has been done already.
+        let _ = self.0.socket.shutdown(std::net::Shutdown::Both);
+    }
+}
+
+impl Server {
+    /// Listens on `path`, with file mode 0600. A socket file that nobody listens on is replaced; one
+    /// that is in use, or a file that is no socket, is an error.
+    pub fn bind(path: &Path) -> Result<Self, HttpError> {
+        let failed = |source| HttpError::Bind {
+            path: path.to_owned(),
+            source,
+        };
+        refuse_occupied(path).map_err(failed)?;
+        let listener = bind_private(path).map_err(failed)?;
+        let file = fs::symlink_metadata(path).map_err(failed)?;
+        let socket = UnixStream::from(OwnedFd::from(listener.try_clone().map_err(failed)?));
+        Ok(Self {
+            listener,
+            path: path.to_owned(),
+            identity: (file.dev(), file.ino()),
+            shared: Arc::new(Shared {
+                socket,
+                stopping: AtomicBool::new(false),
+                connections: AtomicUsize::new(0),
+            }),
+        })
+    }
+
+    /// Something that ends [`Self::serve`].
+    pub fn stopper(&self) -> Stopper {
+        Stopper(Arc::clone(&self.shared))
+    }
+
+    /// Answers requests until [`Stopper::stop`].
+    pub fn serve(&self, handler: Arc<Handler>) -> Result<(), HttpError> {
+        while !self.shared.stopping.load(Ordering::SeqCst) {
+            match self.listener.accept() {
+                Ok((stream, _)) => self.begin(Connection::new(stream), &handler),
+                Err(_) if self.shared.stopping.load(Ordering::SeqCst) => break,
+                Err(error) if is_fatal(&error) => {
+                    return Err(HttpError::Accept {
+                        path: self.path.clone(),
+                        source: error,
+                    });
+                }
+                Err(_) => std::thread::sleep(ACCEPT_PAUSE),
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives a connection its thread, or turns it away.
+    fn begin(&self, mut connection: Connection, handler: &Arc<Handler>) {
+        let Some(slot) = Slot::take(&self.shared) else {
+            let detail = format!("More than {CONNECTION_LIMIT} connections at a time");
+            // Not on this thread: nobody may delay the accept loop. The socket buffer of a fresh
+            // connection takes this answer without a wait.
+            let framing = Framing {
+                keep_alive: false,
+                head_only: false,
+            };
+            let _ = connection.write_response(&Response::problem(503, detail), framing);
+            return;
+        };
+        let handler = Arc::clone(handler);
+        // A thread that cannot be started closes the connection: its peer sees that.
+        let _ = std::thread::Builder::new()
+            .name("http".into())
+            .stack_size(STACK_BYTES)
+            .spawn(move || converse(&mut connection, &handler, &slot));
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let ours = fs::symlink_metadata(&self.path)
+            .is_ok_and(|file| (file.dev(), file.ino()) == self.identity);
+        if ours {
+            // Whoever comes next replaces a socket file that nobody listens on.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// One of [`CONNECTION_LIMIT`] places.
+struct Slot(Arc<Shared>);
+
+impl Slot {
+    fn take(shared: &Arc<Shared>) -> Option<Self> {
+        let slot = Self(Arc::clone(shared));
+        // Counted before it is judged: `drop` gives the place back in both cases.
+        (shared.connections.fetch_add(1, Ordering::SeqCst) < CONNECTION_LIMIT).then_some(slot)
+    }
+
+    fn stopping(&self) -> bool {
+        self.0.stopping.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Answers one peer until it closes or is refused.
+fn converse(connection: &mut Connection, handler: &Arc<Handler>, slot: &Slot) {
+    loop {
+        match connection.read_request() {
+            Ok((request, mut framing)) => {
+                let response = handler(&request);
+                framing.keep_alive &= !slot.stopping();
+                if connection.write_response(&response, framing).is_err() || !framing.keep_alive {
+                    return;
+                }
+            }
+            Err(Refusal::Answer(response)) => return connection.refuse(&response),
+            Err(Refusal::Gone) => return,
+        }
+    }
+}
+
+/// Errors of accept(2) that do not pass by waiting.
+fn is_fatal(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::InvalidInput | io::ErrorKind::NotConnected | io::ErrorKind::Unsupported
+    )
+}
+
+/// Fails where a live server or something that is no socket has this path.
+fn refuse_occupied(path: &Path) -> io::Result<()> {
+    let file = match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        found => found?,
+    };
+    if !file.file_type().is_socket() {
+        return Err(io::Error::new(
+            io::ErrorKind::AlreadyExists,
+            "a file that is no socket is there",
+        ));
+    }
+    match UnixStream::connect(path) {
+        Ok(_) => Err(io::Error::new(
+            io::ErrorKind::AddrInUse,
+            "another process listens there",
+        )),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Binds inside a folder of mode 0700 and moves the socket to its place once its mode is 0600, so
+/// that nobody else can connect at any moment; the process-wide umask is left alone.
+fn bind_private(path: &Path) -> io::Result<UnixListener> {
+    static SERIAL: AtomicUsize = AtomicUsize::new(0);
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+    let folder = parent.join(format!(".{:x}.{serial:x}", std::process::id()));
+    DirBuilder::new().mode(0o700).create(&folder)?;
+    let private = folder.join("s");
+    let bound = UnixListener::bind(&private).and_then(|listener| {
+        fs::set_permissions(&private, Permissions::from_mode(0o600))?;
+        fs::rename(&private, path)?;
+        Ok(listener)
+    });
+    if bound.is_err() {
+        // Only there when a step after bind failed.
+        let _ = fs::remove_file(&private);
+    }
+    let removed = fs::remove_dir(&folder);
+    let listener = bound?;
+    removed?;
+    Ok(listener)
+}
