@@ -1,1 +1,8 @@
-//! Placeholder until the room has content.
+//! What one host decides about its instances: it launches a vmm for each, watches it, and changes
+//! its size within its customer's bounds and thresholds.
+//!
+//! The core knows no globals and nothing of "the one VM": everything hangs off an
+//! [`launch::Instance`], so that a process may hold one of them or many.
+
+pub mod client;
+pub mod state_dir;
