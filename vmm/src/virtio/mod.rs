@@ -7,6 +7,8 @@
 //! Threads: configuration space is read and written on vCPU threads, through [`DeviceConfig`], which
 //! takes only short locks. Everything else (activation, queues, reset) runs on the event loop thread.
 
+pub mod rng;
+
 use std::sync::Arc;
 
 use virtio_queue::Queue;
