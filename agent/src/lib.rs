@@ -4,5 +4,12 @@
 //! The core knows no globals and nothing of "the one VM": everything hangs off an
 //! [`launch::Instance`], so that a process may hold one of them or many.
 
+pub mod cgroup;
 pub mod client;
+pub mod events;
+mod poll;
+mod sentence;
 pub mod state_dir;
+pub mod vmm;
+
+pub use sentence::sentence;

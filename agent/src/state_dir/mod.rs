@@ -37,7 +37,7 @@ pub enum StateError {
     )]
     Name(String),
     /// The system refused something.
-    #[error("{what} {path} failed: {source}")]
+    #[error("{what} {path} failed")]
     Io {
         /// What was tried, as the beginning of a sentence.
         what: &'static str,
@@ -48,7 +48,7 @@ pub enum StateError {
         source: io::Error,
     },
     /// A file of ours has other content than ours.
-    #[error("{path} is not an instance record: {source}")]
+    #[error("{path} is not an instance record")]
     Record {
         /// The file.
         path: String,

@@ -1,0 +1,226 @@
+//! The group of one instance: ceilings above what it was promised, and its own accounts.
+//!
+//! The memory ceiling is a brake for a guest that refuses to shrink, never the means of shrinking:
+//! it is raised before the device grows, and lowered only to what a shrink has reached.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::CgroupError;
+use super::hierarchy::{Hierarchy, make_dir};
+use concertina_api::Bytes;
+
+/// Threads of the vmm beyond its vCPUs: event loop, API connections, console, and spare.
+const EXTRA_THREADS: u32 = 32;
+/// How long a killed process may take to leave its group.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Counters of `memory.events`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MemoryEvents {
+    /// Times that the brake (`memory.high`) was hit.
+    pub high: u64,
+    /// Times that the ceiling (`memory.max`) was hit.
+    pub max: u64,
+    /// Processes killed.
+    pub oom_kill: u64,
+}
+
+/// The group of one instance. Dropping it leaves the group; [`InstanceGroup::remove`] ends it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InstanceGroup {
+    path: PathBuf,
+}
+
+impl InstanceGroup {
+    /// Makes the group of an instance, or takes over an empty one of the same name. Whatever still
+    /// runs in a group left by a dead supervisor is killed first.
+    pub fn create(tree: &Hierarchy, name: &str) -> Result<Self, CgroupError> {
+        let path = tree.ensure_parent()?.join(name);
+        let group = Self { path };
+        if group.path.is_dir() {
+            group.remove()?;
+        }
+        make_dir(&group.path)?;
+        Ok(group)
+    }
+
+    /// A group that an earlier supervisor recorded.
+    pub fn existing(path: PathBuf) -> Self {
+        Self { path }
+    }
+
+    /// Its folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Sets what stays the same for the instance's life: no swap, all or nothing when the ceiling
+    /// kills, and a limit on threads.
+    pub fn set_fixed_limits(&self, max_vcpus: u32) -> Result<(), CgroupError> {
+        // A kernel without swap accounting has no such file, and then nothing can be swapped out
+        // behind the ceiling's back either.
+        let swap = self.write("memory.swap.max", "0");
+        if let Err(CgroupError::Io { source, .. }) = &swap
+            && source.kind() != io::ErrorKind::NotFound
+            && source.kind() != io::ErrorKind::PermissionDenied
+        {
+            return swap;
+        }
+        self.write("memory.oom.group", "1")?;
+        self.write(
+            "pids.max",
+            &max_vcpus.saturating_add(EXTRA_THREADS).to_string(),
+        )?;
+        // Threaded children may have a controller of their own only when it is handed down here.
+        self.write("cgroup.subtree_control", "+cpu")
+    }
+
+    /// Sets brake and ceiling in the order in which neither is below what is used for a moment.
+    pub fn set_memory_limits(&self, high: Bytes, max: Bytes) -> Result<(), CgroupError> {
+        let grows = self
+            .read_number("memory.max")
+            .is_none_or(|now| max.get() >= now);
+        let set_max = || self.write("memory.max", &max.get().to_string());
+        let set_high = || self.write("memory.high", &high.get().to_string());
+        if grows {
+            set_max()?;
+            set_high()
+        } else {
+            set_high()?;
+            set_max()
+        }
+    }
+
+    /// `cgroup.procs`, open for a child that will write itself into it.
+    pub fn open_procs(&self) -> Result<File, CgroupError> {
+        let path = self.path.join("cgroup.procs");
+        OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(|e| CgroupError::io("Opening", &path, e))
+    }
+
+    /// A file that holds one number; `None` when it is missing, or says `max`.
+    pub fn read_number(&self, file: &str) -> Option<u64> {
+        fs::read_to_string(self.path.join(file))
+            .ok()?
+            .trim()
+            .parse()
+            .ok()
+    }
+
+    /// Counters of `memory.events`; `None` when they cannot be read.
+    pub fn memory_events(&self) -> Option<MemoryEvents> {
+        let text = fs::read_to_string(self.path.join("memory.events")).ok()?;
+        Some(MemoryEvents {
+            high: flat_value(&text, "high")?,
+            max: flat_value(&text, "max")?,
+            oom_kill: flat_value(&text, "oom_kill")?,
+        })
+    }
+
+    /// Kills what is inside, waits until it has left, and removes the group with its children.
+    pub fn remove(&self) -> Result<(), CgroupError> {
+        if !self.path.exists() {
+            return Ok(());
+        }
+        if self.is_populated() {
+            // `cgroup.kill` is there since Linux 5.14.
+            let _ = fs::write(self.path.join("cgroup.kill"), "1");
+        }
+        let deadline = Instant::now() + LEAVE_TIMEOUT;
+        loop {
+            match remove_tree(&self.path) {
+                Ok(()) => return Ok(()),
+                // A process that was reaped just now may still be counted for a moment.
+                Err(_) if Instant::now() < deadline => thread::sleep(Duration::from_millis(5)),
+                Err(e) => return Err(CgroupError::io("Removing cgroup", &self.path, e)),
+            }
+        }
+    }
+
+    fn is_populated(&self) -> bool {
+        fs::read_to_string(self.path.join("cgroup.events"))
+            .is_ok_and(|text| flat_value(&text, "populated") == Some(1))
+    }
+
+    fn write(&self, file: &str, value: &str) -> Result<(), CgroupError> {
+        let path = self.path.join(file);
+        fs::write(&path, value).map_err(|e| CgroupError::io("Writing", &path, e))
+    }
+}
+
+/// Removes a group's folder, children first. The control files vanish with it.
+fn remove_tree(group: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(group)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove_tree(&entry.path())?;
+        } else if cfg!(test) {
+            // In a folder that only plays a cgroup the files are real.
+            fs::remove_file(entry.path())?;
+        }
+    }
+    fs::remove_dir(group)
+}
+
+/// A value out of a flat keyed file (`name number` a line).
+pub(crate) fn flat_value(text: &str, key: &str) -> Option<u64> {
+    text.lines().find_map(|line| {
+        let (name, value) = line.split_once(' ')?;
+        (name == key).then(|| value.trim().parse().ok())?
+    })
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A folder that plays a cgroup2 mount.
+    pub(crate) fn fake_hierarchy() -> (tempfile::TempDir, Hierarchy) {
+        let temp = tempfile::tempdir().unwrap();
+        fs::write(temp.path().join("cgroup.controllers"), "cpu memory pids").unwrap();
+        let tree = Hierarchy::at(temp.path().into(), None).unwrap();
+        (temp, tree)
+    }
+
+    #[test]
+    fn limits_are_written_and_the_group_goes_with_its_children() {
+        let (_temp, tree) = fake_hierarchy();
+        let group = InstanceGroup::create(&tree, "web").unwrap();
+        group.set_fixed_limits(4).unwrap();
+        group
+            .set_memory_limits(Bytes::mib(300), Bytes::mib(320))
+            .unwrap();
+        assert_eq!(group.read_number("memory.high"), Some(300 << 20));
+        assert_eq!(group.read_number("memory.max"), Some(320 << 20));
+        assert_eq!(group.read_number("pids.max"), Some(36));
+        fs::create_dir(group.path().join("vcpu")).unwrap();
+        group.remove().unwrap();
+        assert!(!group.path().exists());
+        group.remove().unwrap();
+    }
+
+    #[test]
+    fn a_group_left_by_a_dead_supervisor_is_emptied_and_made_again() {
+        let (_temp, tree) = fake_hierarchy();
+        let left = InstanceGroup::create(&tree, "web").unwrap();
+        fs::write(left.path().join("memory.max"), "1").unwrap();
+        let group = InstanceGroup::create(&tree, "web").unwrap();
+        assert_eq!(group.read_number("memory.max"), None);
+    }
+
+    #[test]
+    fn keyed_files_are_read_by_whole_key() {
+        let text = "low 0\nhigh 3\nmax 4\noom 1\noom_kill 2\n";
+        assert_eq!(flat_value(text, "oom_kill"), Some(2));
+        assert_eq!(flat_value(text, "oo"), None);
+        assert_eq!(flat_value("high x", "high"), None);
+    }
+}

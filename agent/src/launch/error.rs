@@ -1,0 +1,66 @@
+//! Why an instance was not launched: sentences for whoever typed the command.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::cgroup::CgroupError;
+use crate::state_dir::{LockError, StateError};
+
+/// A launch that did not happen. Nothing of it is left on the host.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// What was asked for is impossible or wrong, on any host.
+    #[error("{0}")]
+    Request(String),
+    /// A file that the request names is unusable.
+    #[error("{what} {path} {problem}")]
+    File {
+        /// `Kernel` or `Initrd`.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The rest of the sentence.
+        problem: String,
+    },
+    /// The name is taken, or breaks the rules.
+    #[error(transparent)]
+    Name(#[from] LockError),
+    /// `/dev/kvm` cannot be used.
+    #[error("{0}")]
+    Kvm(String),
+    /// There is no usable cgroup v2.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// The state folder refuses.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The vmm program could not be started.
+    #[error("Starting the vmm program '{program}' failed")]
+    Spawn {
+        /// The program.
+        program: String,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The vmm ended, or said nothing, before its guest ran.
+    #[error("{0}")]
+    Vmm(String),
+}
+
+impl LaunchError {
+    /// Whether the request is at fault (exit status 2) and not this host (exit status 1).
+    pub fn is_usage(&self) -> bool {
+        match self {
+            Self::Request(_) | Self::File { .. } => true,
+            Self::Name(LockError::State(StateError::Name(_)))
+            | Self::State(StateError::Name(_)) => true,
+            Self::Name(_)
+            | Self::Kvm(_)
+            | Self::Cgroup(_)
+            | Self::State(_)
+            | Self::Spawn { .. }
+            | Self::Vmm(_) => false,
+        }
+    }
+}

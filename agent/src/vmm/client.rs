@@ -1,0 +1,62 @@
+//! Asks one vmm over its unix socket. Each call has a deadline: a vmm that hangs must not hang
+//! whoever asks.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use concertina_api::vm::{BalloonStatistics, ResizeReport, VmDescription, VmResize};
+use concertina_http::{HttpError, Method, client};
+
+/// Deadline of a request that needs nothing of the guest. Reading `smaps` of a large guest is the
+/// slowest of them.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// What a resize may take beyond its own deadline until its answer is here.
+const RESIZE_MARGIN: Duration = Duration::from_secs(5);
+/// Deadline of a resize that names none, in milliseconds; the vmm's own default.
+const RESIZE_DEFAULT_MS: u64 = 10_000;
+
+/// The API of one vmm.
+#[derive(Debug, Clone)]
+pub struct VmmClient {
+    socket: PathBuf,
+}
+
+impl VmmClient {
+    /// Names the socket; nothing is connected.
+    pub fn new(socket: &Path) -> Self {
+        Self {
+            socket: socket.to_owned(),
+        }
+    }
+
+    /// The VM as it is.
+    pub fn describe(&self) -> Result<VmDescription, HttpError> {
+        client::get_json(&self.socket, "/v1/vm", ANSWER_TIMEOUT)
+    }
+
+    /// What the guest's balloon driver says of its memory.
+    pub fn balloon_statistics(&self) -> Result<BalloonStatistics, HttpError> {
+        client::get_json(&self.socket, "/v1/vm/balloon/statistics", ANSWER_TIMEOUT)
+    }
+
+    /// Asks for another size and waits for what was reached.
+    pub fn resize(&self, wish: &VmResize) -> Result<ResizeReport, HttpError> {
+        let deadline = Duration::from_millis(wish.timeout_ms.unwrap_or(RESIZE_DEFAULT_MS));
+        let timeout = deadline.saturating_add(RESIZE_MARGIN);
+        client::put_json(&self.socket, "/v1/vm/resize", wish, timeout)
+    }
+
+    /// Presses the power button: the guest may shut itself down.
+    pub fn power_button(&self) -> Result<(), HttpError> {
+        self.put("/v1/vm/power-button")
+    }
+
+    /// Ends the VM without asking the guest.
+    pub fn stop(&self) -> Result<(), HttpError> {
+        self.put("/v1/vm/stop")
+    }
+
+    fn put(&self, path: &str) -> Result<(), HttpError> {
+        client::send::<()>(&self.socket, Method::Put, path, None, ANSWER_TIMEOUT).map(|_| ())
+    }
+}
