@@ -5,6 +5,7 @@
 
 pub mod event;
 pub mod instance;
+pub mod policy;
 pub mod units;
 pub mod vm;
 

@@ -1,0 +1,331 @@
+//! Finds rules that would chase each other on a load that does not change.
+//!
+//! Two kinds. *Overlap*: one value fires both rules. *Cycle*: after the step of the one, the same
+//! load looks like work for the other, and back: of 1 CPU 70 % are 35 % of 2 CPUs. Cycles can be
+//! computed where the metric follows from load and size alone (`cpu`, `memory`,
+//! `memory.available`): the next size is then a function of the present one, constant between the
+//! loads at which some rule begins to fire, so walking it once between each two of those loads, from
+//! every reachable size, finds every cycle. Pressure and custom metrics are checked for overlap only.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use super::rule::level_text;
+use super::step::{self, size_text};
+use super::{Action, Axis, Comparison, Metric, Policy, PolicyError, Rule, Target, Threshold};
+use crate::units::Bounds;
+
+/// Sizes looked at, shared among the rules of an axis: keeps the work bounded for absurd policies.
+const SIZES_TIMES_RULES: usize = 512;
+
+/// Refuses rules that would oscillate, naming two of them.
+pub fn check(policy: &Policy) -> Result<(), PolicyError> {
+    overlaps(policy)?;
+    Axis::ALL
+        .into_iter()
+        .try_for_each(|axis| cycles(policy, axis))
+}
+
+fn overlaps(policy: &Policy) -> Result<(), PolicyError> {
+    let thresholds = || {
+        policy.rules.iter().filter_map(|rule| match rule {
+            Rule::Threshold(threshold) => Some(threshold),
+            Rule::Target(_) => None,
+        })
+    };
+    for grow in thresholds() {
+        for shrink in thresholds() {
+            let same = grow.metric == shrink.metric && grow.action.axis() == shrink.action.axis();
+            if same && opposes(grow.action, shrink.action) && touch(grow, shrink) {
+                return Err(overlap_error(grow, shrink));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether the first leads to a larger size than the second, for certain.
+fn opposes(grow: Action, shrink: Action) -> bool {
+    match (grow, shrink) {
+        (Action::Add(_), Action::Add(_)) | (Action::Remove(_), _) => false,
+        (Action::Add(_), _) | (_, Action::Remove(_)) => true,
+        (Action::SetCpus(more), Action::SetCpus(less)) => more > less,
+        (Action::SetMemory(more), Action::SetMemory(less)) => more > less,
+        _ => false,
+    }
+}
+
+/// Whether one value fires both, or nothing lies between the two.
+fn touch(a: &Threshold, b: &Threshold) -> bool {
+    match (a.comparison, b.comparison) {
+        (Comparison::Above, Comparison::Below) => b.level >= a.level,
+        (Comparison::Below, Comparison::Above) => a.level >= b.level,
+        _ => matches!((a.action, b.action), (Action::Add(_), Action::Remove(_))),
+    }
+}
+
+fn overlap_error(grow: &Threshold, shrink: &Threshold) -> PolicyError {
+    let text = |level| level_text(&grow.metric, level);
+    let (low, high) = (grow.level.min(shrink.level), grow.level.max(shrink.level));
+    let why = if grow.comparison == shrink.comparison {
+        let side = if grow.comparison == Comparison::Above {
+            "above"
+        } else {
+            "below"
+        };
+        let level = if grow.comparison == Comparison::Above {
+            high
+        } else {
+            low
+        };
+        format!(
+            "both fire {side} {}; let them look at opposite sides, with a gap between",
+            text(level)
+        )
+    } else if low < high {
+        format!(
+            "both fire between {} and {}; leave a gap between the two levels",
+            text(low),
+            text(high)
+        )
+    } else {
+        format!(
+            "nothing lies between them at {}; leave a gap between the two levels",
+            text(low)
+        )
+    };
+    PolicyError::Oscillates {
+        grow: grow.to_string(),
+        shrink: shrink.to_string(),
+        why,
+    }
+}
+
+/// The rules of one axis whose metric follows from load and size.
+struct Model<'a> {
+    axis: Axis,
+    bounds: Bounds<u64>,
+    rules: Vec<&'a Rule>,
+}
+
+/// One resize of the walk.
+#[derive(Clone, Copy)]
+struct Move<'a> {
+    from: u64,
+    to: u64,
+    rule: &'a Rule,
+}
+
+impl<'a> Model<'a> {
+    fn of(policy: &'a Policy, axis: Axis) -> Self {
+        let modelled = |metric: &Metric| match axis {
+            Axis::Cpus => *metric == Metric::Cpu,
+            Axis::Memory => matches!(metric, Metric::Memory | Metric::MemoryAvailable),
+        };
+        let rules = policy
+            .rules
+            .iter()
+            .filter(|r| r.axis() == axis && modelled(r.metric()));
+        Self {
+            axis,
+            bounds: policy.bounds.of(axis),
+            rules: rules.collect(),
+        }
+    }
+
+    /// Sizes that the rules can lead to from either bound.
+    fn sizes(&self) -> BTreeSet<u64> {
+        let most = (SIZES_TIMES_RULES / self.rules.len().max(1)).max(16);
+        let mut sizes = BTreeSet::from([self.bounds.min, self.bounds.max]);
+        let mut open = VecDeque::from([self.bounds.min, self.bounds.max]);
+        while let Some(size) = open.pop_front() {
+            for rule in &self.rules {
+                let next = match rule {
+                    Rule::Threshold(rule) => {
+                        vec![step::apply(rule.action, size, &self.bounds).target]
+                    }
+                    Rule::Target(_) => {
+                        let step = step::tracking_step(self.axis, &self.bounds);
+                        let next = step::round_up(size.saturating_add(1), step);
+                        vec![self.bounds.clamp(next)]
+                    }
+                };
+                for size in next {
+                    if sizes.len() < most && sizes.insert(size) {
+                        open.push_back(size);
+                    }
+                }
+            }
+        }
+        sizes
+    }
+
+    /// Loads between those at which a rule begins to fire at one of the sizes, in the axis's unit.
+    fn loads(&self, sizes: &BTreeSet<u64>) -> Vec<f64> {
+        let mut edges = vec![0.0];
+        for size in sizes {
+            let size = *size as f64;
+            for rule in &self.rules {
+                match rule {
+                    Rule::Threshold(Threshold {
+                        metric: Metric::MemoryAvailable,
+                        level,
+                        ..
+                    }) => {
+                        edges.push(size - level);
+                    }
+                    Rule::Threshold(rule) => edges.push(size * rule.level / 100.0),
+                    Rule::Target(rule) => {
+                        let half = step::tracking_step(self.axis, &self.bounds) as f64 / 2.0;
+                        let sizes = [size - half, size, size + half];
+                        edges.extend(sizes.map(|size| size * rule.level / 100.0));
+                    }
+                }
+            }
+        }
+        edges.retain(|load| *load >= 0.0 && *load <= self.bounds.max as f64);
+        edges.push(self.bounds.max as f64);
+        edges.sort_by(f64::total_cmp);
+        edges.dedup();
+        edges
+            .windows(2)
+            .map(|pair| pair.iter().sum::<f64>() / 2.0)
+            .collect()
+    }
+
+    /// What the rules do at this size under this load: growth first, then the smallest shrink.
+    fn next(&self, size: u64, load: f64) -> Option<Move<'a>> {
+        let wanted = self.rules.iter().filter_map(|rule| {
+            let value = value(rule.metric(), size, load);
+            let stepped = match rule {
+                Rule::Threshold(rule) => rule
+                    .comparison
+                    .breached(value, rule.level)
+                    .then(|| step::apply(rule.action, size, &self.bounds)),
+                Rule::Target(Target { level, .. }) => {
+                    Some(step::track(self.axis, *level, value, size, &self.bounds))
+                }
+            };
+            stepped
+                .map(|s| Move {
+                    from: size,
+                    to: s.target,
+                    rule,
+                })
+                .filter(|m| m.to != size)
+        });
+        wanted.max_by_key(|m| m.to)
+    }
+
+    /// Follows one load from every size; the first cycle found, as the moves in it.
+    fn cycle(&self, sizes: &BTreeSet<u64>, load: f64) -> Option<Vec<Move<'a>>> {
+        let mut settled = BTreeSet::new();
+        for start in sizes {
+            let mut path: Vec<Move<'a>> = Vec::new();
+            let mut seen = BTreeMap::new();
+            let mut size = *start;
+            while !settled.contains(&size) {
+                if let Some(at) = seen.insert(size, path.len()) {
+                    return Some(path.split_off(at));
+                }
+                let Some(step) = self.next(size, load) else {
+                    break;
+                };
+                path.push(step);
+                size = step.to;
+            }
+            settled.extend(seen.into_keys());
+        }
+        None
+    }
+}
+
+/// What a metric shows at a size under a load, both in the axis's unit.
+fn value(metric: &Metric, size: u64, load: f64) -> f64 {
+    match metric {
+        Metric::MemoryAvailable => (size as f64 - load).max(0.0),
+        _ => (100.0 * load / (size as f64).max(1.0)).min(100.0),
+    }
+}
+
+fn cycles(policy: &Policy, axis: Axis) -> Result<(), PolicyError> {
+    let model = Model::of(policy, axis);
+    if model.rules.len() < 2 {
+        return Ok(());
+    }
+    let sizes = model.sizes();
+    for load in model.loads(&sizes) {
+        if let Some(moves) = model.cycle(&sizes, load) {
+            let grow = moves
+                .iter()
+                .filter(|m| m.to > m.from)
+                .min_by_key(|m| m.from);
+            let shrink = moves.iter().filter(|m| m.to < m.from).min_by_key(|m| m.to);
+            if let (Some(grow), Some(shrink)) = (grow, shrink) {
+                return Err(cycle_error(&model, &sizes, load, grow, shrink));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn cycle_error(
+    model: &Model<'_>,
+    sizes: &BTreeSet<u64>,
+    load: f64,
+    grow: &Move<'_>,
+    shrink: &Move<'_>,
+) -> PolicyError {
+    let size = |size| size_text(model.axis, size);
+    let shown = |step: &Move<'_>| {
+        let value = value(step.rule.metric(), step.from, load);
+        match step.rule.metric() {
+            Metric::MemoryAvailable => {
+                format!("{} available", size_text(Axis::Memory, value as u64))
+            }
+            metric => format!("{metric} at {value:.0}%"),
+        }
+    };
+    let mut why = format!(
+        "at {} a steady load of {} shows {} and grows it to {}, and at {} the same load shows {} \
+         and shrinks it to {}",
+        size(grow.from),
+        size(load as u64),
+        shown(grow),
+        size(grow.to),
+        size(shrink.from),
+        shown(shrink),
+        size(shrink.to),
+    );
+    why.push_str(
+        &match highest_quiet_level(model, sizes, grow.rule, shrink.rule) {
+            Some(level) => format!("; a shrink level of at most {level}% leaves a gap"),
+            None => "; move the levels apart or take smaller steps".to_owned(),
+        },
+    );
+    PolicyError::Oscillates {
+        grow: grow.rule.to_string(),
+        shrink: shrink.rule.to_string(),
+        why,
+    }
+}
+
+/// For two shares of the same metric: the shrink level that is quiet at every reachable size.
+fn highest_quiet_level(
+    model: &Model<'_>,
+    sizes: &BTreeSet<u64>,
+    grow: &Rule,
+    shrink: &Rule,
+) -> Option<u64> {
+    let (Rule::Threshold(grow), Rule::Threshold(shrink)) = (grow, shrink) else {
+        return None;
+    };
+    if grow.metric != shrink.metric || grow.metric == Metric::MemoryAvailable {
+        return None;
+    }
+    let quiet = sizes.iter().filter_map(|from| {
+        let to = step::apply(shrink.action, *from, &model.bounds).target;
+        (to < *from).then(|| grow.level * to as f64 / *from as f64)
+    });
+    let level = quiet.min_by(f64::total_cmp)?.floor();
+    (level >= 1.0).then_some(level as u64)
+}

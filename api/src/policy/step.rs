@@ -1,0 +1,221 @@
+//! What an action makes of a size: steps, rounding, clamping.
+//!
+//! Sizes are in the smallest unit of their axis: thousandths of a CPU, or bytes. A share is rounded
+//! so that the instance keeps the larger size: away from the present size when it grows, towards it
+//! when it shrinks, and by at least one step. Everything ends inside the bounds, and what was
+//! rounded or clamped is said.
+
+use super::{Action, Amount, Axis};
+use crate::units::{Bounds, Bytes, Cpus};
+
+/// Step of a share of the CPUs: a tenth of a CPU, in thousandths.
+pub const CPU_STEP: u64 = 100;
+/// Step of memory: the block of virtio-mem, in bytes.
+pub const MEMORY_STEP: u64 = 2 * Bytes::MIB;
+/// Coarsest step of target tracking on CPUs: half a CPU, in thousandths.
+const TRACKING_CPU_STEP: u64 = 500;
+/// Coarsest step of target tracking on memory: a memory block of Linux, in bytes.
+const TRACKING_MEMORY_STEP: u64 = 128 * Bytes::MIB;
+
+/// A size that an action leads to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stepped {
+    /// The size, inside the bounds.
+    pub target: u64,
+    /// What was rounded or clamped.
+    pub notes: Vec<String>,
+}
+
+/// A size as people write it.
+pub fn size_text(axis: Axis, size: u64) -> String {
+    match axis {
+        Axis::Cpus => format!("{} cpu", Cpus(u32::try_from(size).unwrap_or(u32::MAX))),
+        Axis::Memory => Bytes(size).to_string(),
+    }
+}
+
+/// The unit in which sizes of an axis are rounded.
+pub fn step_of(axis: Axis) -> u64 {
+    match axis {
+        Axis::Cpus => CPU_STEP,
+        Axis::Memory => MEMORY_STEP,
+    }
+}
+
+/// The size that `action` leads to from `present`.
+pub fn apply(action: Action, present: u64, bounds: &Bounds<u64>) -> Stepped {
+    let axis = action.axis();
+    let exact = match action {
+        Action::Add(amount) => present.saturating_add(change(amount, present)),
+        Action::Remove(amount) => present.saturating_sub(change(amount, present)),
+        Action::SetCpus(cpus) => u64::from(cpus.milli()),
+        Action::SetMemory(bytes) => bytes.get(),
+    };
+    let share = matches!(
+        action,
+        Action::Add(Amount::Percent { .. }) | Action::Remove(Amount::Percent { .. })
+    );
+    let step = step_of(axis);
+    // CPUs that were named exactly stay exact: a quota can be any number.
+    let rounded = match (axis, action) {
+        (Axis::Cpus, _) if !share => exact,
+        (_, Action::Add(_)) => round_up(exact.max(present.saturating_add(step)), step),
+        (_, Action::Remove(_)) => round_up(exact.min(present.saturating_sub(step)), step),
+        _ => round_up(exact, step),
+    };
+    let mut notes = Vec::new();
+    if rounded != exact {
+        let step = size_text(axis, step);
+        notes.push(format!(
+            "rounded to {} (steps of {step})",
+            size_text(axis, rounded)
+        ));
+    }
+    clamped(axis, rounded, bounds, notes)
+}
+
+/// How much `amount` is, unrounded.
+fn change(amount: Amount, present: u64) -> u64 {
+    match amount {
+        Amount::Cpus(cpus) => u64::from(cpus.milli()),
+        Amount::Memory(bytes) => bytes.get(),
+        Amount::Percent { percent, .. } => {
+            let share = u128::from(present) * u128::from(percent) / 100;
+            u64::try_from(share).unwrap_or(u64::MAX)
+        }
+    }
+}
+
+/// Step of target tracking: half the range between the bounds, but not coarser than half a CPU or a
+/// memory block, nor finer than the axis's own step.
+pub fn tracking_step(axis: Axis, bounds: &Bounds<u64>) -> u64 {
+    let (fine, coarse) = match axis {
+        Axis::Cpus => (CPU_STEP, TRACKING_CPU_STEP),
+        Axis::Memory => (MEMORY_STEP, TRACKING_MEMORY_STEP),
+    };
+    let half_range = bounds.max.saturating_sub(bounds.min) / 2;
+    (half_range / fine * fine).clamp(fine, coarse)
+}
+
+/// Target tracking: the size at which `measured` would become `level`, both in percent of the
+/// present size. Inside half a step around the present size nothing changes.
+pub fn track(axis: Axis, level: f64, measured: f64, present: u64, bounds: &Bounds<u64>) -> Stepped {
+    let step = tracking_step(axis, bounds);
+    let wanted = present as f64 * measured / level;
+    if !wanted.is_finite() || (wanted - present as f64).abs() <= step as f64 / 2.0 {
+        return Stepped {
+            target: present,
+            notes: Vec::new(),
+        };
+    }
+    // Casts from floating point saturate; sizes are far below 2^53, where they are exact.
+    let rounded = round_up(wanted.ceil() as u64, step);
+    let rounded = if wanted < present as f64 {
+        rounded.min(present)
+    } else {
+        rounded
+    };
+    clamped(axis, rounded, bounds, Vec::new())
+}
+
+fn clamped(axis: Axis, size: u64, bounds: &Bounds<u64>, mut notes: Vec<String>) -> Stepped {
+    let target = bounds.clamp(size);
+    if target != size {
+        let side = if target < size { "upper" } else { "lower" };
+        notes.push(format!(
+            "clamped to the {side} bound {}",
+            size_text(axis, target)
+        ));
+    }
+    Stepped { target, notes }
+}
+
+/// The next multiple of `step`, or the largest one that there is.
+pub fn round_up(size: u64, step: u64) -> u64 {
+    let step = step.max(1);
+    size.checked_next_multiple_of(step)
+        .unwrap_or(u64::MAX / step * step)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CPUS: Bounds<u64> = Bounds {
+        min: 500,
+        max: 4000,
+    };
+    const MEMORY: Bounds<u64> = Bounds {
+        min: 256 << 20,
+        max: 4096 << 20,
+    };
+
+    fn percent(percent: u32, axis: Axis) -> Amount {
+        Amount::Percent { percent, axis }
+    }
+
+    #[test]
+    fn a_share_rounds_away_when_growing_and_towards_when_shrinking() {
+        let grow = |p, from| apply(Action::Add(percent(p, Axis::Cpus)), from, &CPUS).target;
+        let shrink = |p, from| apply(Action::Remove(percent(p, Axis::Cpus)), from, &CPUS).target;
+        assert_eq!(grow(25, 1000), 1300);
+        assert_eq!(shrink(25, 1000), 800);
+        assert_eq!(grow(25, 2000), 2500);
+        // At least one step, however small the share.
+        assert_eq!(grow(1, 1000), 1100);
+        assert_eq!(shrink(1, 1000), 900);
+        let memory = apply(Action::Add(percent(25, Axis::Memory)), 500 << 20, &MEMORY);
+        assert_eq!(memory.target, 626 << 20);
+        assert_eq!(memory.notes, ["rounded to 626M (steps of 2M)"]);
+    }
+
+    #[test]
+    fn a_clamp_is_said() {
+        let stepped = apply(Action::Add(Amount::Cpus(Cpus::whole(3))), 2000, &CPUS);
+        assert_eq!(stepped.target, 4000);
+        assert_eq!(stepped.notes, ["clamped to the upper bound 4 cpu"]);
+        let stepped = apply(
+            Action::Remove(Amount::Memory(Bytes::mib(512))),
+            300 << 20,
+            &MEMORY,
+        );
+        assert_eq!(stepped.target, 256 << 20);
+        assert_eq!(stepped.notes, ["clamped to the lower bound 256M"]);
+    }
+
+    #[test]
+    fn exact_cpus_are_not_rounded() {
+        let stepped = apply(Action::Add(Amount::Cpus(Cpus(250))), 1000, &CPUS);
+        assert_eq!((stepped.target, stepped.notes.len()), (1250, 0));
+        assert_eq!(apply(Action::SetCpus(Cpus(1250)), 4000, &CPUS).target, 1250);
+    }
+
+    #[test]
+    fn tracking_has_a_dead_band_of_half_a_step() {
+        let track = |measured, present| track(Axis::Cpus, 60.0, measured, present, &CPUS).target;
+        assert_eq!(track(60.0, 1000), 1000);
+        assert_eq!(track(75.0, 1000), 1000); // wants 1.25: exactly half a step
+        assert_eq!(track(80.0, 1000), 1500);
+        assert_eq!(track(100.0, 3000), 4000); // wants 5
+        assert_eq!(track(50.0, 2000), 2000); // wants 1.67: half a step less would not do
+        assert_eq!(track(20.0, 2000), 1000);
+        assert_eq!(track(0.0, 2000), 500);
+        assert_eq!(track(f64::NAN, 2000), 2000);
+    }
+
+    #[test]
+    fn extremes_saturate() {
+        let wide = Bounds {
+            min: 0,
+            max: u64::MAX,
+        };
+        for action in [
+            Action::Add(percent(1000, Axis::Memory)),
+            Action::Remove(percent(100, Axis::Memory)),
+        ] {
+            for present in [0, 1, u64::MAX] {
+                apply(action, present, &wide);
+            }
+        }
+    }
+}
