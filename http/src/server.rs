@@ -23,6 +23,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub type Handler = dyn Fn(&Request) -> Response + Send + Sync;
 
 /// A listening socket. Its file is removed when the server is dropped.
+#[derive(Debug)]
 pub struct Server {
     listener: UnixListener,
     path: PathBuf,
@@ -31,6 +32,7 @@ pub struct Server {
     shared: Arc<Shared>,
 }
 
+#[derive(Debug)]
 struct Shared {
     /// The listening socket again; as a stream, because only streams can be shut down.
     socket: UnixStream,
@@ -39,7 +41,7 @@ struct Shared {
 }
 
 /// Ends [`Server::serve`] from any thread.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Stopper(Arc<Shared>);
 
 impl Stopper {
