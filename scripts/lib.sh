@@ -133,3 +133,59 @@ host_has_usable_kvm() {
     (exec 3<>/dev/kvm) 2>/dev/null || return 1
     [ "$(stat -f -c %T /sys/fs/cgroup 2>/dev/null)" = cgroup2fs ] && [ "$(id -u)" = 0 ]
 }
+
+# True when the end-to-end programs run on this machine itself; said once.
+choose_host() {
+    if host_has_usable_kvm; then
+        say "This machine has hardware KVM: the VMs run on it directly"
+        CONCERTINA_HOST=direct
+    else
+        say "This machine's KVM cannot run stock kernels (or it has none): the VMs run in the nested host"
+        CONCERTINA_HOST=nested
+        need_command qemu-system-x86_64 qemu-system-x86
+    fi
+}
+
+# --- build -----------------------------------------------------------------------------------
+
+need_rust() {
+    command -v cargo >/dev/null || die "There is no cargo on the PATH: install Rust 1.90 or newer first"
+    need_command cc gcc
+    local libc
+    libc=$(cc -print-file-name=libc.a)
+    if [ ! -e "$libc" ]; then
+        say "Installing libc6-dev (for static linking)"
+        refresh_package_lists
+        quietly as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends libc6-dev ||
+            die "apt-get install libc6-dev failed: see above"
+    fi
+}
+
+# Builds the commands: static release binaries in $CONCERTINA_BIN.
+build_release() {
+    need_rust
+    (cd "$CONCERTINA_ROOT" && cargo build --release --workspace --bins)
+}
+
+# build_guest SERIES: makes the guest of one kernel series with our own tools, in the cache, and
+# prints its folder: bzImage, vmlinux, initramfs.
+build_guest() {
+    local series=$1 name package guest stamp modules
+    name=$(kernel_package "$series") ||
+        die "No Debian cloud kernel of series $series is in the package lists of this machine"
+    package=$(fetch_package "$name")
+    guest=$CONCERTINA_CACHE/guests/$series
+    stamp=$(cat "$CONCERTINA_BIN/concertina" "$CONCERTINA_BIN/concertina-guest" | sha256sum | cut -c1-32)-$name
+    if [ "$(cat "$guest/.stamp" 2>/dev/null)" != "$stamp" ]; then
+        rm -rf "$guest"
+        mkdir -p "$guest"
+        cp "$package"/boot/vmlinuz-* "$guest/bzImage"
+        modules=$(echo "$package"/lib/modules/* "$package"/usr/lib/modules/*)
+        quietly "$CONCERTINA_BIN/concertina" image vmlinux "$guest/bzImage" -o "$guest/vmlinux" &&
+            quietly "$CONCERTINA_BIN/concertina" image initramfs --modules "${modules%% *}" \
+                --busybox "$(static_busybox)" -o "$guest/initramfs" ||
+            die "The guest of kernel series $series could not be made: see above"
+        printf '%s' "$stamp" >"$guest/.stamp"
+    fi
+    printf '%s\n' "$guest"
+}

@@ -1,0 +1,17 @@
+//! End-to-end scenarios: the `concertina` command, a real KVM, unmodified Debian kernels, one topic
+//! a file. `scripts/test` runs them, in the nested host where the machine has no hardware KVM; run
+//! by hand on a host without one, they fail and say so.
+//!
+//! Every scenario launches its own instance in its own state folder, and looks at the result from
+//! three sides: what the command says, what the guest sees, and what the host's files show.
+
+mod support;
+
+mod bad_input;
+mod balloon;
+mod boot;
+mod lifecycle;
+mod memory;
+mod quota;
+mod thresholds;
+mod vcpu;

@@ -1,0 +1,182 @@
+//! vCPUs come and go while the guest runs; the host's threads are the proof.
+
+use std::time::{Duration, Instant};
+
+use concertina_api::vm::{Outcome, VcpuState, VmResize};
+
+use crate::boot::pvh_kernel;
+use crate::support::{Launch, STEP_LIMIT, Series, guest, proc, until};
+
+#[test]
+fn a_vcpu_added_to_a_running_guest_is_online_there() {
+    for (name, series) in [("add61", Series::V6_1), ("add612", Series::V6_12)] {
+        let (instance, mut shell) = Launch::new(name).series(series).cpus("1..4").boot();
+        assert_eq!(shell.online_cpus(), 1);
+        let report = instance.resize_applied(&["--cpus", "3"]);
+        assert_eq!(report["asked"]["cpus"], 3.0, "{report:#}");
+        assert_eq!(report["got"]["cpus"], 3.0, "{report:#}");
+        assert!(
+            report["timeline_ms"]["total"].as_f64().unwrap() > 0.0,
+            "{report:#}"
+        );
+        assert_eq!(shell.online_cpus(), 3);
+        // It is not only listed: it runs programs.
+        shell.run(
+            "for i in 1 2 3; do (n=0; while [ $n -lt 3000 ]; do n=$((n+1)); done) & done; wait",
+        );
+        let pid = instance.vmm_pid();
+        for (number, tid) in instance.vcpu_tids().into_iter().enumerate().take(3) {
+            assert!(
+                proc::run_time_ns(pid, tid) > 1_000_000,
+                "vCPU {number} has hardly run"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_removed_vcpu_has_a_parked_thread_on_the_host() {
+    let (instance, mut shell) = Launch::new("remove").cpus("1..4").boot();
+    let pid = instance.vmm_pid();
+    let tids = instance.vcpu_tids();
+    assert_eq!(tids.len(), 4, "One thread for each possible vCPU");
+    let before = proc::threads(pid);
+    instance.resize_applied(&["--cpus", "4"]);
+    assert_eq!(shell.online_cpus(), 4);
+    instance.resize_applied(&["--cpus", "1"]);
+    assert_eq!(shell.online_cpus(), 1);
+    let states: Vec<_> = instance
+        .vm()
+        .vcpus
+        .threads
+        .iter()
+        .map(|t| t.state)
+        .collect();
+    assert_eq!(states[0], VcpuState::Online);
+    assert!(
+        states[1..].iter().all(|s| *s == VcpuState::Parked),
+        "{states:?}"
+    );
+    let used = proc::cpus_used(pid, &tids[1..], Duration::from_secs(1));
+    assert!(
+        used == 0.0,
+        "Parked vCPU threads take {used} of a processor"
+    );
+    assert_eq!(proc::threads(pid), before);
+}
+
+#[test]
+fn one_to_sixteen_and_back_twenty_times_leaks_no_thread() {
+    let (instance, mut shell) = Launch::new("swing").cpus("1..16").memory("512M").boot();
+    let pid = instance.vmm_pid();
+    let before = proc::threads(pid);
+    for round in 1..=20 {
+        for vcpus in [16, 1] {
+            let report = instance.resize_vm(&VmResize {
+                vcpus: Some(vcpus),
+                timeout_ms: Some(60_000),
+                ..VmResize::default()
+            });
+            assert_eq!(
+                report.outcome,
+                Outcome::Applied,
+                "Round {round}: {report:?}"
+            );
+            assert_eq!(shell.online_cpus(), u64::from(vcpus), "Round {round}");
+        }
+        assert_eq!(proc::threads(pid), before, "Round {round}");
+    }
+}
+
+#[test]
+fn the_last_vcpu_is_never_removed() {
+    let (instance, mut shell) = Launch::new("last").cpus("1..2").boot();
+    let report = instance.resize_vm(&VmResize {
+        vcpus: Some(2),
+        ..VmResize::default()
+    });
+    assert_eq!(report.outcome, Outcome::Applied, "{report:?}");
+    let error = concertina_http::client::put_json::<_, serde_json::Value>(
+        &instance.file("vmm.sock"),
+        "/v1/vm/resize",
+        &VmResize {
+            vcpus: Some(0),
+            ..VmResize::default()
+        },
+        STEP_LIMIT,
+    );
+    let refused = match &error {
+        Err(_) => true,
+        Ok(report) => report["outcome"] == "refused",
+    };
+    assert!(refused, "{error:?}");
+    assert_eq!(shell.online_cpus(), 2);
+}
+
+#[test]
+fn a_guest_that_never_answers_gives_timed_out_within_the_deadline() {
+    let folder = tempfile::tempdir().unwrap();
+    let kernel = folder.path().join("halting");
+    // cli; hlt; jmp back: a guest that lives and does nothing.
+    std::fs::write(&kernel, pvh_kernel(&[0xfa, 0xf4, 0xeb, 0xfc])).unwrap();
+    let instance = Launch::new("mute")
+        .kernel(&kernel, &guest(Series::V6_12).initramfs)
+        .cpus("1..2")
+        .start();
+    for _ in 0..2 {
+        let started = Instant::now();
+        let report = instance.resize(&["--cpus", "2", "--timeout", "3s"]);
+        assert_eq!(report["outcome"], "timed_out", "{report:#}");
+        assert_eq!(instance.vm().vcpus.online, 1);
+        let took = started.elapsed();
+        assert!(
+            took < Duration::from_secs(8),
+            "Took {took:?} with a deadline of 3 s"
+        );
+    }
+}
+
+#[test]
+fn a_guest_that_refuses_is_believed_and_the_next_resize_works() {
+    // A kernel that was told to use two processors refuses the third, by _OST.
+    let (instance, mut shell) = Launch::new("refuse")
+        .cpus("1..4")
+        .arguments(&["--append", "nr_cpus=2"])
+        .boot();
+    let report = instance.resize_vm(&VmResize {
+        vcpus: Some(3),
+        timeout_ms: Some(10_000),
+        ..VmResize::default()
+    });
+    assert!(
+        matches!(report.outcome, Outcome::Refused | Outcome::Partial),
+        "{report:?}"
+    );
+    assert!(report.ost.is_some_and(|ost| ost != 0), "{report:?}");
+    let report = instance.resize_vm(&VmResize {
+        vcpus: Some(2),
+        ..VmResize::default()
+    });
+    assert_eq!(report.outcome, Outcome::Applied, "{report:?}");
+    assert_eq!(shell.online_cpus(), 2);
+    let report = instance.resize_vm(&VmResize {
+        vcpus: Some(1),
+        ..VmResize::default()
+    });
+    assert_eq!(report.outcome, Outcome::Applied, "{report:?}");
+    until("one processor in the guest", STEP_LIMIT, || {
+        (shell.online_cpus() == 1).then_some(())
+    });
+}
+
+#[test]
+fn the_same_size_again_is_applied_at_once() {
+    let (instance, _shell) = Launch::new("same").cpus("1..2").memory("256M..512M").boot();
+    for _ in 0..2 {
+        let report = instance.resize_applied(&["--cpus", "2", "--memory", "512M"]);
+        assert_eq!(report["got"]["cpus"], 2.0, "{report:#}");
+    }
+    let report = instance.resize_applied(&["--cpus", "2"]);
+    let total = report["timeline_ms"]["total"].as_f64().unwrap();
+    assert!(total < 1000.0, "{report:#}");
+}
