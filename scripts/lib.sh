@@ -134,7 +134,8 @@ host_has_usable_kvm() {
     [ "$(stat -f -c %T /sys/fs/cgroup 2>/dev/null)" = cgroup2fs ] && [ "$(id -u)" = 0 ]
 }
 
-# True when the end-to-end programs run on this machine itself; said once.
+# Sets CONCERTINA_HOST to "direct" when VMs run on this machine itself, else to "nested".
+# shellcheck disable=SC2034 # read by the scripts that source this file
 choose_host() {
     if host_has_usable_kvm; then
         say "This machine has hardware KVM: the VMs run on it directly"
@@ -181,10 +182,11 @@ build_guest() {
         mkdir -p "$guest"
         cp "$package"/boot/vmlinuz-* "$guest/bzImage"
         modules=$(echo "$package"/lib/modules/* "$package"/usr/lib/modules/*)
-        quietly "$CONCERTINA_BIN/concertina" image vmlinux "$guest/bzImage" -o "$guest/vmlinux" &&
-            quietly "$CONCERTINA_BIN/concertina" image initramfs --modules "${modules%% *}" \
-                --busybox "$(static_busybox)" -o "$guest/initramfs" ||
+        if ! quietly "$CONCERTINA_BIN/concertina" image vmlinux "$guest/bzImage" -o "$guest/vmlinux" ||
+            ! quietly "$CONCERTINA_BIN/concertina" image initramfs --modules "${modules%% *}" \
+                --busybox "$(static_busybox)" -o "$guest/initramfs"; then
             die "The guest of kernel series $series could not be made: see above"
+        fi
         printf '%s' "$stamp" >"$guest/.stamp"
     fi
     printf '%s\n' "$guest"

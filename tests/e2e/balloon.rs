@@ -118,7 +118,7 @@ fn a_guest_short_of_memory_takes_the_balloon_back_before_it_kills() {
     let (instance, mut shell) = Launch::new("short").memory("512M").boot();
     balloon_to(&instance, 300);
     let (status, text) = shell.try_run(
-        "concertina-guest load --cpu 0 --memory 300M --for 5s",
+        "concertina-guest load --memory 300M --for 5s --reserve 0",
         2 * STEP_LIMIT,
     );
     assert_eq!(status, 0, "{text}");

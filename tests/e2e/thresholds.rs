@@ -10,9 +10,9 @@ const SETTLE: Duration = Duration::from_secs(60);
 fn cpu_follows_the_load_up_and_down() {
     let (instance, mut shell) = Launch::new("elastic")
         .cpus("1..3")
-        .scale("cpu > 75% for 2s: +1 cpu; cooldown 1s")
-        .scale("cpu < 20% for 3s: -1 cpu; cooldown 1s")
-        .arguments(&["--shrink-window", "3s"])
+        .scale("cpu > 75% for 2s: +1 cpu, cooldown 1s")
+        .scale("cpu < 20% for 3s: -1 cpu, cooldown 1s")
+        .scale("set shrink_window 3s")
         .boot();
     assert_eq!(instance.status()["cpus"]["online"], 1);
     shell.type_line("concertina-guest load --cpu 3 --for 25s >/dev/null &");
@@ -34,11 +34,11 @@ fn cpu_follows_the_load_up_and_down() {
 fn memory_follows_the_load_up_and_down() {
     let (instance, mut shell) = Launch::new("tide")
         .memory("256M..1G")
-        .scale("memory > 70% for 1s: +256M; cooldown 1s")
-        .scale("memory < 30% for 3s: -256M; cooldown 1s")
-        .arguments(&["--shrink-window", "3s"])
+        .scale("memory > 70% for 1s: +256M, cooldown 1s")
+        .scale("memory < 30% for 3s: -256M, cooldown 1s")
+        .scale("set shrink_window 3s")
         .boot();
-    shell.type_line("concertina-guest load --cpu 0 --memory 100M..500M/10s --for 20s >/dev/null &");
+    shell.type_line("concertina-guest load --memory 100M..500M/10s,500M:10s >/dev/null &");
     instance.wait_for_status("768 MiB under load", SETTLE, |s| {
         s["memory"]["plugged"].as_u64() >= Some(768 * MIB)
     });
@@ -98,8 +98,8 @@ fn a_policy_file_says_the_same_as_rules() {
 fn a_manual_resize_wins_over_thresholds() {
     let (instance, mut shell) = Launch::new("manual")
         .cpus("1..2")
-        .scale("cpu < 50% for 1s: -1 cpu; cooldown 1s")
-        .arguments(&["--shrink-window", "1s"])
+        .scale("cpu < 50% for 1s: -1 cpu, cooldown 1s")
+        .scale("set shrink_window 1s")
         .boot();
     instance.resize_applied(&["--cpus", "2"]);
     std::thread::sleep(Duration::from_secs(6));
