@@ -7,10 +7,10 @@
 //! Threads: configuration space is read and written on vCPU threads, through [`DeviceConfig`], which
 //! takes only short locks. Everything else (activation, queues, reset) runs on the event loop thread.
 
+pub mod balloon;
 pub mod mem;
-pub mod rng;
-
 pub mod pci;
+pub mod rng;
 
 use std::sync::Arc;
 
