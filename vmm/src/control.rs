@@ -1,0 +1,445 @@
+//! What can be asked of a running VM: describe it, resize it, hold it, end it.
+//!
+//! A resize sets targets, waits for the guest, and answers with what was *reached*. The wishes of one
+//! request are made at once, so that the guest works on them side by side; requests come one after
+//! the other. Nothing of a failed request stays in the way of the next one.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use concertina_api::vm::{
+    BalloonStatistics, BalloonStatus, MemoryStatus, Outcome, ResizeReport, RunState, VcpuState,
+    VcpuStatus, VcpuThread, VmDescription, VmResize, VmSize,
+};
+use concertina_api::{Bytes, Quota};
+
+use crate::cgroup::Cgroup;
+use crate::cpu::hotplug::CpuHotplug;
+use crate::cpu::thread::Vcpu;
+use crate::devices::ged::{EVENT_POWER_BUTTON, EventDevice};
+use crate::exit::{Exit, ExitNotifier};
+use crate::machine::Machine;
+use crate::memory::{BLOCK_BYTES, GuestRam};
+use crate::plan::VmPlan;
+use crate::usage;
+use crate::virtio::balloon::BalloonController;
+use crate::virtio::mem::MemController;
+
+/// Deadline of a resize that names none.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest deadline.
+const MAX_TIMEOUT: Duration = Duration::from_secs(600);
+/// How long a vCPU thread may take to leave KVM.
+const PARK_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Handle of a running VM, for the API's threads.
+pub struct Control {
+    plan: VmPlan,
+    started: Instant,
+    vcpus: Vec<Arc<Vcpu>>,
+    cpu_hotplug: Arc<CpuHotplug>,
+    event_device: Arc<EventDevice>,
+    mem: Option<MemController>,
+    balloon: BalloonController,
+    cgroup: Option<Cgroup>,
+    ram: Arc<GuestRam>,
+    exit: ExitNotifier,
+    state: Mutex<RunState>,
+    /// Held for the whole of a resize; never taken by a vCPU thread or the event loop.
+    resizing: Mutex<()>,
+}
+
+/// How one part of a resize ended.
+struct Part {
+    outcome: Outcome,
+    reason: Option<String>,
+    ost: Option<u32>,
+}
+
+impl Part {
+    fn applied() -> Self {
+        Self { outcome: Outcome::Applied, reason: None, ost: None }
+    }
+    fn failed(outcome: Outcome, reason: String) -> Self {
+        Self { outcome, reason: Some(reason), ost: None }
+    }
+}
+
+/// Milliseconds of each step since the request.
+struct Timeline {
+    begin: Instant,
+    steps: BTreeMap<String, f64>,
+}
+
+impl Timeline {
+    /// Notes a step the first time it is seen.
+    fn note(&mut self, step: &str) {
+        let elapsed_ms = self.begin.elapsed().as_secs_f64() * 1000.0;
+        self.steps.entry(step.into()).or_insert((elapsed_ms * 1000.0).round() / 1000.0);
+    }
+}
+
+impl Control {
+    /// Takes what it needs of the machine.
+    pub fn new(
+        plan: VmPlan,
+        machine: &Machine,
+        cgroup: Option<Cgroup>,
+        exit: ExitNotifier,
+    ) -> Self {
+        Self {
+            plan,
+            started: Instant::now(),
+            vcpus: machine.vcpus.iter().map(|v| v.vcpu.clone()).collect(),
+            cpu_hotplug: machine.cpu_hotplug.clone(),
+            event_device: machine.event_device.clone(),
+            mem: machine.mem.clone(),
+            balloon: machine.balloon.clone(),
+            cgroup,
+            ram: machine.ram.clone(),
+            exit,
+            state: Mutex::new(RunState::Running),
+            resizing: Mutex::new(()),
+        }
+    }
+
+    fn vcpu_status(&self) -> VcpuStatus {
+        let progress = self.cpu_hotplug.progress();
+        let thread = |(vcpu, state): (Arc<Vcpu>, VcpuState)| VcpuThread {
+            vcpu: vcpu.id(),
+            tid: vcpu.tid(),
+            state,
+        };
+        VcpuStatus {
+            max: self.plan.spec.max_vcpus,
+            target: self.cpu_hotplug.target(),
+            present: progress.present,
+            online: progress.online,
+            threads: self.cpu_hotplug.states().into_iter().map(thread).collect(),
+        }
+    }
+
+    fn memory_status(&self) -> MemoryStatus {
+        let boot = self.plan.spec.boot_memory;
+        let status = self.mem.as_ref().map(MemController::status);
+        let with = |bytes: Option<u64>| Bytes(boot.get() + bytes.unwrap_or(0));
+        MemoryStatus {
+            boot,
+            max: self.plan.spec.max_memory,
+            target: with(status.as_ref().map(|s| s.requested)),
+            plugged: with(status.as_ref().map(|s| s.plugged)),
+            block: Bytes(BLOCK_BYTES),
+            driver_ready: status.as_ref().is_some_and(|s| s.driver_ready),
+            bad_requests: status.as_ref().map_or(0, |s| s.bad_requests),
+        }
+    }
+
+    /// The VM as it is.
+    pub fn describe(&self) -> VmDescription {
+        let resident = usage::resident(&self.ram).unwrap_or_default();
+        VmDescription {
+            name: self.plan.spec.name.clone(),
+            pid: std::process::id() as i32,
+            uptime_ms: self.started.elapsed().as_millis() as u64,
+            state: *self.state.lock().unwrap_or_else(PoisonError::into_inner),
+            vcpus: self.vcpu_status(),
+            quota: self.cgroup.as_ref().and_then(Cgroup::quota),
+            memory: self.memory_status(),
+            balloon: self.balloon_status(),
+            guest_resident: Bytes(resident.guest_bytes),
+            vmm_resident: Bytes(resident.vmm_bytes),
+        }
+    }
+
+    fn balloon_status(&self) -> BalloonStatus {
+        self.balloon.status().status
+    }
+
+    /// Statistics of the guest's balloon driver, at most `max_age` old if it answers in time.
+    pub fn balloon_statistics(&self, max_age: Duration, timeout: Duration) -> BalloonStatistics {
+        self.balloon.statistics(max_age, timeout)
+    }
+
+    /// Changes the size; answers with what was reached.
+    pub fn resize(&self, wish: &VmResize) -> ResizeReport {
+        let one_at_a_time = self.resizing.lock();
+        let _one_at_a_time = one_at_a_time.unwrap_or_else(PoisonError::into_inner);
+        let mut timeline = Timeline { begin: Instant::now(), steps: BTreeMap::new() };
+        let asked = VmSize {
+            vcpus: wish.vcpus,
+            quota: wish.quota,
+            memory: wish.memory,
+            balloon: wish.balloon,
+        };
+        let before = self.size_of(&asked);
+        let parts = match self.check(wish) {
+            Err(reason) => vec![Part::failed(Outcome::Refused, reason)],
+            Ok(()) => self.carry_out(wish, &mut timeline),
+        };
+        timeline.note("total");
+        let got = self.size_of(&asked);
+        let outcome = merge(&parts, before != got);
+        let reasons: Vec<_> = parts.iter().filter_map(|p| p.reason.clone()).collect();
+        ResizeReport {
+            outcome,
+            asked,
+            got,
+            reason: (!reasons.is_empty()).then(|| reasons.join("; ")),
+            ost: parts.iter().find_map(|p| p.ost),
+            timeline_ms: timeline.steps,
+        }
+    }
+
+    /// The present size in the parts that `asked` names.
+    fn size_of(&self, asked: &VmSize) -> VmSize {
+        VmSize {
+            vcpus: asked.vcpus.map(|_| self.cpu_hotplug.progress().online),
+            quota: asked.quota.and_then(|_| self.cgroup.as_ref()?.quota()),
+            memory: asked.memory.map(|_| self.memory_status().plugged),
+            balloon: asked.balloon.map(|_| self.balloon_status().actual),
+        }
+    }
+
+    fn check(&self, wish: &VmResize) -> Result<(), String> {
+        let spec = &self.plan.spec;
+        if let Some(vcpus) = wish.vcpus
+            && !(1..=spec.max_vcpus).contains(&vcpus)
+        {
+            return Err(format!(
+                "{vcpus} vCPUs are not possible: this VM has 1 to {}",
+                spec.max_vcpus
+            ));
+        }
+        if let Some(memory) = wish.memory
+            && !(spec.boot_memory..=spec.max_memory).contains(&memory)
+        {
+            return Err(format!(
+                "Memory {memory} is not possible: this VM has {} to {}",
+                spec.boot_memory, spec.max_memory
+            ));
+        }
+        if wish.quota.is_some() && self.cgroup.is_none() {
+            return Err("A quota is not possible: this VM has no cgroup".into());
+        }
+        if let Some(balloon) = wish.balloon
+            && balloon > self.memory_status().plugged.max(spec.max_memory)
+        {
+            return Err(format!(
+                "A balloon of {balloon} is not possible: this VM has at most {}",
+                spec.max_memory
+            ));
+        }
+        Ok(())
+    }
+
+    fn carry_out(&self, wish: &VmResize, timeline: &mut Timeline) -> Vec<Part> {
+        let timeout = wish.timeout_ms.map_or(DEFAULT_TIMEOUT, Duration::from_millis);
+        let deadline = timeline.begin + timeout.min(MAX_TIMEOUT);
+        let mut parts = Vec::new();
+        if let Some(quota) = wish.quota {
+            parts.push(self.set_quota(quota, timeline));
+        }
+        // All wishes first, then all waits.
+        let vcpus_before = self.cpu_hotplug.progress();
+        let settled = |target: u32| {
+            (vcpus_before.present, vcpus_before.online, self.cpu_hotplug.target())
+                == (target, target, target)
+        };
+        if let Some(vcpus) = wish.vcpus.filter(|target| !settled(*target)) {
+            self.cpu_hotplug.request(vcpus);
+            timeline.note("vcpus_announced");
+        }
+        if let Some(memory) = wish.memory {
+            parts.extend(self.request_memory(memory, timeline).err());
+        }
+        if let Some(balloon) = wish.balloon {
+            match self.balloon.set_target(balloon.get()) {
+                Ok(()) => timeline.note("balloon_requested"),
+                Err(error) => parts.push(Part::failed(Outcome::Refused, error.to_string())),
+            }
+        }
+        if let Some(vcpus) = wish.vcpus {
+            parts.push(self.wait_vcpus(vcpus, deadline, timeline));
+        }
+        if let Some(memory) = wish.memory {
+            parts.push(self.wait_memory(memory, deadline, timeline));
+        }
+        if let Some(balloon) = wish.balloon {
+            parts.push(self.wait_balloon(balloon, deadline, timeline));
+        }
+        parts
+    }
+
+    fn set_quota(&self, quota: Quota, timeline: &mut Timeline) -> Part {
+        let Some(cgroup) = &self.cgroup else { return Part::applied() };
+        match cgroup.set_quota(quota) {
+            Ok(()) => {
+                timeline.note("quota");
+                Part::applied()
+            }
+            Err(error) => Part::failed(Outcome::Refused, chain(&error)),
+        }
+    }
+
+    fn wait_vcpus(&self, target: u32, deadline: Instant, timeline: &mut Timeline) -> Part {
+        let (progress, timed_out) = self.cpu_hotplug.wait(deadline, |progress| {
+            if progress.present == target {
+                timeline.note("vcpus_present");
+            }
+            (progress.present, progress.online) == (target, target)
+        });
+        if let Some(status) = progress.refused {
+            self.cpu_hotplug.withdraw();
+            let reason = format!("The guest refused with _OST status {status:#x} ({})", ost(status));
+            return Part { outcome: Outcome::Refused, reason: Some(reason), ost: Some(status) };
+        }
+        if timed_out {
+            // What the guest has not begun is taken back, so that the next resize starts clean.
+            self.cpu_hotplug.withdraw();
+            let reason = format!(
+                "The guest has {} vCPUs present and {} started of {target} within the deadline",
+                progress.present, progress.online
+            );
+            return Part::failed(Outcome::TimedOut, reason);
+        }
+        timeline.note("vcpus_online");
+        let parked = |vcpu: &&Arc<Vcpu>| vcpu.id() < target || vcpu.wait_settled(PARK_TIMEOUT);
+        if self.vcpus.iter().all(|vcpu| parked(&vcpu)) {
+            timeline.note("vcpus_parked");
+            Part::applied()
+        } else {
+            Part::failed(Outcome::Partial, "A removed vCPU's thread does not leave KVM".into())
+        }
+    }
+
+    fn request_memory(&self, memory: Bytes, timeline: &mut Timeline) -> Result<(), Part> {
+        let Some(mem) = &self.mem else { return Ok(()) };
+        let elastic = memory.get() - self.plan.spec.boot_memory.get();
+        let requested = elastic - elastic % BLOCK_BYTES;
+        mem.set_requested(requested)
+            .map_err(|error| Part::failed(Outcome::Refused, error.to_string()))?;
+        timeline.note("memory_requested");
+        Ok(())
+    }
+
+    fn wait_memory(&self, memory: Bytes, deadline: Instant, timeline: &mut Timeline) -> Part {
+        let Some(mem) = &self.mem else { return Part::applied() };
+        match mem.wait_until(deadline, |s| s.driver_ready && s.plugged == s.requested) {
+            Ok(status) => {
+                timeline.note("memory_plugged");
+                let rest = memory.get() - self.plan.spec.boot_memory.get() - status.plugged;
+                match rest {
+                    0 => Part::applied(),
+                    _ => Part {
+                        outcome: Outcome::Applied,
+                        reason: Some(format!(
+                            "Memory was rounded down to a multiple of {}",
+                            Bytes(BLOCK_BYTES)
+                        )),
+                        ost: None,
+                    },
+                }
+            }
+            Err(status) if !status.driver_ready => Part::failed(
+                Outcome::TimedOut,
+                "The guest's virtio-mem driver is not up".into(),
+            ),
+            Err(status) => Part::failed(
+                Outcome::TimedOut,
+                format!(
+                    "The guest has plugged {} of {} elastic memory within the deadline, and goes on",
+                    Bytes(status.plugged),
+                    Bytes(status.requested)
+                ),
+            ),
+        }
+    }
+
+    fn wait_balloon(&self, balloon: Bytes, deadline: Instant, timeline: &mut Timeline) -> Part {
+        // Whole pages.
+        let target = balloon.get() & !0xfff;
+        let reached = self.balloon.wait_until(deadline, |s| {
+            s.status.driver_ready && s.status.actual.get() == target
+        });
+        match reached {
+            Ok(_) => {
+                timeline.note("balloon");
+                Part::applied()
+            }
+            Err(status) if !status.status.driver_ready => Part::failed(
+                Outcome::TimedOut,
+                "The guest's balloon driver is not up".into(),
+            ),
+            Err(status) => Part::failed(
+                Outcome::TimedOut,
+                format!("The balloon holds {} of {balloon} within the deadline", status.status.actual),
+            ),
+        }
+    }
+
+    /// Holds all vCPUs between two instructions. Again: no change.
+    pub fn pause(&self) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        self.vcpus.iter().for_each(|vcpu| vcpu.pause());
+        for vcpu in &self.vcpus {
+            vcpu.wait_settled(PARK_TIMEOUT);
+        }
+        *state = RunState::Paused;
+    }
+
+    /// Lets them go on. Again: no change.
+    pub fn resume(&self) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        self.vcpus.iter().for_each(|vcpu| vcpu.resume());
+        *state = RunState::Running;
+    }
+
+    /// Presses the power button: a request to the guest.
+    pub fn power_button(&self) {
+        self.event_device.raise(EVENT_POWER_BUTTON);
+    }
+
+    /// Ends the VM without asking the guest.
+    pub fn stop(&self) {
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = RunState::Stopping;
+        self.exit.notify(Exit::Stopped);
+    }
+}
+
+/// What a guest means by an `_OST` status (ACPI 6.5 tables 6.19 and 6.20).
+fn ost(status: u32) -> &'static str {
+    match status {
+        1 => "failed, no reason given",
+        2 => "it does not know the request",
+        0x80 => "ejection is not supported",
+        0x81 => "the processor is in use",
+        0x82 => "the processor is busy",
+        0x83 => "other processors depend on it",
+        _ => "a status that ACPI does not name",
+    }
+}
+
+/// One outcome of several parts. `moved`: the size is another than before.
+fn merge(parts: &[Part], moved: bool) -> Outcome {
+    let bad = parts.iter().find(|p| p.outcome != Outcome::Applied);
+    match bad {
+        None => Outcome::Applied,
+        // A guest's "no" is an answer, not a partial success.
+        Some(part) if parts.len() == 1 && part.outcome == Outcome::Refused => Outcome::Refused,
+        Some(_) if moved => Outcome::Partial,
+        Some(part) => part.outcome,
+    }
+}
+
+/// An error with its sources.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        source = inner.source();
+    }
+    text
+}
