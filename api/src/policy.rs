@@ -129,6 +129,11 @@ pub enum Direction {
     Shrink,
 }
 
+impl Direction {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Grow, Self::Shrink];
+}
+
 /// On which side of the level a value breaches it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
