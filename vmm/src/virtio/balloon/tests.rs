@@ -9,7 +9,7 @@ use super::ranges::{PAGE_BYTES, Range, coalesce, discard};
 use super::request::parse_statistics;
 use super::*;
 use crate::memory::{BLOCK_BYTES, Mapping, PluggedBlocks, RamRegion};
-use crate::virtio::rng::driver::{Driver, Interrupts, NEXT, WRITE, small_ram};
+use crate::virtio::rng::driver::{Driver, Interrupts, Mischief, NEXT, WRITE, mischief, small_ram};
 
 const MIB: u64 = 1 << 20;
 const RAM_MIB: u64 = 256;
@@ -586,5 +586,34 @@ proptest! {
         prop_assert_eq!(front.start, range.start);
         prop_assert_eq!(front.len + rest_len, range.len);
         prop_assert!(front.len > 0 && rest.is_none_or(|r| r.len > 0 && r.start == front.start + front.len));
+    }
+}
+
+const PLACES: &[u64] = &[0, PFNS, 32 * MIB, RAM_MIB * MIB, u64::MAX];
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn any_mischief_on_any_queue_is_survived(
+        acts in prop::collection::vec((0usize..4, mischief(PLACES)), 1..80),
+        writes in prop::collection::vec((0u64..20, any::<[u8; 4]>()), 0..8),
+    ) {
+        let mut rig = rig();
+        rig.ram.write_slice(&[0x5a; 20_000], GuestAddress(PFNS)).unwrap();
+        for (lane, act) in &acts {
+            rig.drivers[*lane].misbehave(act);
+            if !matches!(act, Mischief::Descriptor(..)) {
+                rig.device.queue_notified(*lane as u16);
+                rig.control.request_statistics();
+                rig.device.host_event();
+            }
+        }
+        for (offset, bytes) in writes {
+            rig.device.config().write(offset, &bytes);
+        }
+        rig.device.host_event();
+        let status = rig.control.status().status;
+        prop_assert!(status.actual.get() <= RAM_MIB * MIB);
     }
 }

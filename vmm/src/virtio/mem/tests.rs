@@ -11,7 +11,7 @@ use super::*;
 use crate::memory::{
     BLOCK_BYTES, ElasticMemory, Mapping, MemorySlots, PluggedBlocks, RamRegion, SLOT_BYTES,
 };
-use crate::virtio::rng::driver::{Driver, Interrupts, NEXT, WRITE};
+use crate::virtio::rng::driver::{Driver, Interrupts, Mischief, NEXT, WRITE, mischief};
 
 const START: u64 = 4 << 30;
 const BLOCK: u64 = BLOCK_BYTES;
@@ -596,4 +596,30 @@ fn a_plug_beyond_the_region_by_one_block_is_an_error() {
     let error = Verdict::Step(Step::Answer(Answer::Error));
     assert_eq!(sizes.decide(plug(0, 9), &blocks), error);
     assert_eq!(sizes.decide(plug(8, 1), &blocks), error);
+}
+
+const PLACES: &[u64] = &[0, REQUEST, ANSWER, 2 << 20, START, START + BLOCK, u64::MAX];
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn any_mischief_is_survived_with_blocks_coming_and_going(
+        acts in prop::collection::vec(mischief(PLACES), 1..60),
+        kinds in prop::collection::vec((0u16..4, 0u64..3, 1u16..3), 60),
+    ) {
+        let mut rig = rig(1 << 30);
+        rig.control.set_requested(64 << 20).unwrap();
+        for (act, (kind, first, blocks)) in acts.iter().zip(&kinds) {
+            rig.write_request(REQUEST, *kind, START + first * BLOCK, *blocks);
+            rig.driver.misbehave(act);
+            if !matches!(act, Mischief::Descriptor(..)) {
+                rig.device.queue_notified(0);
+                rig.device.host_event();
+            }
+        }
+        let plugged = rig.blocks.count(0, rig.blocks.len()) * BLOCK;
+        prop_assert_eq!(rig.control.status().plugged, plugged);
+        prop_assert!(plugged <= 64 << 20);
+    }
 }

@@ -1,8 +1,9 @@
-//! For tests: the driver's side of a split queue, in guest memory, without any manners.
+//! For tests of all devices: the driver's side of a split queue, in guest memory, without manners.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use proptest::prelude::*;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -149,5 +150,43 @@ impl Driver {
             self.seen_used = self.seen_used.wrapping_add(1);
         }
         entries
+    }
+}
+
+/// Something that a hostile driver does to a queue.
+#[derive(Debug, Clone)]
+pub enum Mischief {
+    /// Writes a descriptor: index, address, length, flags, next.
+    Descriptor(u16, u64, u32, u16, u16),
+    /// Offers a chain.
+    Offer(u16),
+    /// Sets the index of the available ring.
+    Index(u16),
+}
+
+/// Mischief that is near enough to good manners to reach the device: addresses around `places`,
+/// small and huge lengths, all flags.
+pub fn mischief(places: &'static [u64]) -> impl Strategy<Value = Mischief> {
+    let address = (prop::sample::select(places), -5000i64..5000)
+        .prop_map(|(place, offset)| place.wrapping_add_signed(offset));
+    let len = prop_oneof![0u32..40, 0u32..20_000, any::<u32>()];
+    let descriptor = (0u16..16, address, len, 0u16..8, 0u16..18);
+    prop_oneof![
+        6 => descriptor.prop_map(|(i, a, l, f, n)| Mischief::Descriptor(i, a, l, f, n)),
+        6 => (0u16..17).prop_map(Mischief::Offer),
+        1 => any::<u16>().prop_map(Mischief::Index),
+    ]
+}
+
+impl Driver {
+    /// Does it.
+    pub fn misbehave(&mut self, mischief: &Mischief) {
+        match mischief {
+            Mischief::Descriptor(index, address, len, flags, next) => {
+                self.descriptor(*index, *address, *len, *flags, *next);
+            }
+            Mischief::Offer(head) => self.offer(*head),
+            Mischief::Index(index) => self.set_avail(*index),
+        }
     }
 }

@@ -1,9 +1,10 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use proptest::{collection, proptest};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::driver::{Driver, Interrupts, NEXT, WRITE, small_ram};
+use super::driver::{Driver, Interrupts, Mischief, NEXT, WRITE, mischief, small_ram};
 use super::*;
 
 struct Rig {
@@ -125,4 +126,18 @@ fn an_index_that_jumps_asks_for_a_reset_and_after_it_the_device_works() {
         interrupt: rig.interrupts.clone(),
     });
     assert_eq!(driver.used(), [(0, 16)]);
+}
+
+proptest! {
+    #[test]
+    fn any_mischief_is_survived(acts in collection::vec(mischief(&[0, 0x10000, 2 << 20, u64::MAX]), 1..60)) {
+        let mut rig = rig();
+        for act in &acts {
+            rig.driver.misbehave(act);
+            if !matches!(act, Mischief::Descriptor(..)) {
+                rig.device.queue_notified(0);
+                rig.device.host_event();
+            }
+        }
+    }
 }
