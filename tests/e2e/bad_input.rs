@@ -149,7 +149,7 @@ fn absurd_sizes_are_named() {
         (["--cpus", "-1"], "-1"),
         (["--cpus", "1..4000"], "4000"),
         (["--cpus", "many"], "many"),
-        (["--cpus", "0.05"], "0.05"),
+        (["--cpus", "0.00001"], "0.00001"),
     ] {
         refused(&files.bzimage, &files.initramfs, &arguments, named);
     }
