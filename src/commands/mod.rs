@@ -1,0 +1,12 @@
+//! The subcommands, one file each: its arguments, its help, what it prints.
+
+pub mod completions;
+pub mod console;
+pub mod doctor;
+pub mod events;
+pub mod image;
+pub mod ps;
+pub mod resize;
+pub mod run;
+pub mod status;
+pub mod stop;

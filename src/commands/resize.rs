@@ -1,0 +1,67 @@
+//! `concertina resize`: another size now, by hand; says what was reached.
+
+use std::time::Duration;
+
+use concertina_agent::client;
+use concertina_agent::state_dir::StateDir;
+use concertina_api::instance::InstanceResize;
+use concertina_api::vm::Outcome;
+use concertina_api::{Bytes, Cpus};
+
+use crate::args::{as_ms, parse_duration};
+use crate::commands::status::describe_resize;
+use crate::{output, state};
+
+const EXAMPLES: &str = "\
+Examples:
+  concertina resize web --cpus 2
+  concertina resize web --cpus 1.5 --memory 768M
+  concertina resize web --memory 256M --timeout 30s --json
+
+The size has to be within the bounds that the instance was launched with. Thresholds of an axis
+that was resized by hand pause for the policy's manual_hold (5 minutes by default).
+
+JSON fields: outcome (applied, partial, refused, rolled_back, timed_out), asked, got, reason,
+timeline_ms. Exit status: 0 applied, 1 any other outcome.";
+
+/// Arguments of `resize`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+#[command(group = clap::ArgGroup::new("size").args(["cpus", "memory"]).required(true).multiple(true))]
+pub struct Args {
+    /// Name of the instance
+    name: String,
+    /// CPUs, whole or with a fraction: 2, 0.5
+    #[arg(long, value_name = "X")]
+    cpus: Option<Cpus>,
+    /// Memory: 512M, 1.5G
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<Bytes>,
+    /// How long the guest may take for each step: 10s, 500ms
+    #[arg(long, value_name = "T", value_parser = parse_duration, default_value = "10s")]
+    timeout: Duration,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Resizes and prints the outcome.
+pub fn run(args: &Args, state: &StateDir) -> anyhow::Result<i32> {
+    let entry = state::find_running(state, &args.name)?;
+    let wish = InstanceResize {
+        cpus: args.cpus,
+        memory: args.memory,
+        timeout_ms: Some(as_ms(args.timeout)),
+    };
+    let report = client::resize(&entry.paths, &wish)?;
+    if args.json {
+        output::json(&report)?;
+    } else {
+        output::line(&format!("{}: {}", args.name, describe_resize(&report)))?;
+    }
+    Ok(if report.outcome == Outcome::Applied {
+        0
+    } else {
+        1
+    })
+}

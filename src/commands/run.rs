@@ -1,0 +1,236 @@
+//! `concertina run`: launches an instance and stays with it, in the foreground or in the background.
+
+mod background;
+mod foreground;
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use concertina_agent::launch::LaunchSpec;
+use concertina_agent::state_dir::StateDir;
+use concertina_api::policy::{Policy, PolicyFile};
+use concertina_api::{Bounds, Bytes, Cpus};
+
+use crate::failure::Usage;
+use crate::guest;
+
+const EXAMPLES: &str = "\
+Examples:
+  concertina run --name web --cpus 2 --memory 512M
+  concertina run --name web --cpus 0.5..4 --memory 256M..1G --detach \\
+      --scale 'cpu > 75% for 5s: +1 cpu' --scale 'cpu < 20% for 60s: -1 cpu' \\
+      --scale 'memory > 80% for 2s: +128M, cooldown 5s'
+  concertina run --name web --policy web.toml --kernel bzImage --initrd initramfs.cpio --console
+
+Without --kernel the default guest is used: this host's own kernel where it suits, else Debian's
+cloud kernel, with an initramfs that is built for it; both are kept in the cache folder. With
+--kernel alone the initramfs is built from that kernel's modules, where they are found.
+
+Rules (--scale), each with metric, comparison, level, time, action:
+  cpu > 75% for 5s: +1 cpu          cpu < 20% for 60s: -1 cpu
+  memory > 80% for 2s: +512M        memory.pressure > 10% for 1s: +25%
+  cpu > 80% 3 of 5: +0.5 cpu, cooldown 10s
+  target cpu 60%
+Metrics: cpu, cpu.pressure, cpu.steal, memory, memory.available, memory.pressure, io.pressure.
+The same in TOML (--policy):
+  [bounds]
+  cpus   = { min = 1, max = 4 }
+  memory = { min = \"512M\", max = \"4G\" }
+  [[threshold]]
+  metric = \"cpu\"
+  above  = \"75%\"
+  for    = \"5s\"
+  add    = { cpus = 1 }
+
+Foreground: the serial console's output is copied to standard output; nothing is typed to the
+guest. Ctrl-C (or SIGTERM, SIGHUP) asks the guest to power off, a second one ends the VM at once.
+--console: every key goes to the guest; Ctrl-] goes back to the mode above.
+--detach: returns as soon as the guest runs, and prints the name.
+
+Exit status: 0 when the guest powered off or was stopped, 1 when the launch failed, 2 when an
+option is wrong, 65 after a triple fault, 66 after a KVM error.";
+
+/// Arguments of `run`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// Name of the instance: 1 to 63 of a-z, 0-9 and '-'
+    #[arg(long, value_name = "N")]
+    name: String,
+    /// Kernel: bzImage or ELF vmlinux
+    #[arg(long, value_name = "F")]
+    kernel: Option<PathBuf>,
+    /// Initial ram file system
+    #[arg(long, value_name = "F")]
+    initrd: Option<PathBuf>,
+    /// Text that is appended to the kernel command line
+    #[arg(long, value_name = "STR", allow_hyphen_values = true)]
+    append: Option<String>,
+    /// Bounds of CPUs, or a fixed number: 0.5..4, 2
+    #[arg(long, value_name = "MIN[..MAX]", required_unless_present = "policy")]
+    pub cpus: Option<Bounds<Cpus>>,
+    /// Bounds of memory, or a fixed size: 256M..1G, 1.5G
+    #[arg(long, value_name = "MIN[..MAX]", required_unless_present = "policy")]
+    pub memory: Option<Bounds<Bytes>>,
+    /// A rule by which the instance grows or shrinks; may be given several times
+    #[arg(long, value_name = "RULE")]
+    pub scale: Vec<String>,
+    /// Bounds and rules from a TOML file; --scale adds to them
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
+    /// Connect this terminal to the guest's serial console
+    #[arg(long, conflicts_with = "detach")]
+    console: bool,
+    /// Run in the background; return when the guest runs
+    #[arg(short, long)]
+    detach: bool,
+    /// Folder where kernels and guest images are kept
+    #[arg(long, value_name = "DIR", env = "CONCERTINA_CACHE_DIR")]
+    cache_dir: Option<PathBuf>,
+}
+
+/// Launches; gives the instance's exit status.
+pub fn run(args: Args, state: StateDir) -> anyhow::Result<i32> {
+    let policy = read_policy(&args)?;
+    // A name that is wrong or taken is refused before a guest is fetched and built.
+    refuse_taken(&args.name, &state)?;
+    let boot = guest::boot_files(args.kernel, args.initrd, args.cache_dir.as_deref())?;
+    let spec = LaunchSpec {
+        name: args.name,
+        kernel: boot.kernel,
+        initrd: boot.initrd,
+        append: args.append,
+        policy,
+        state_dir: state.root().to_owned(),
+        vmm_command: vmm_command(),
+    };
+    if args.detach {
+        background::run(spec)
+    } else {
+        foreground::run(spec, args.console)
+    }
+}
+
+/// This program again, as the VM's own process. By this path it is the same program even when its
+/// file has been replaced in the meantime.
+fn vmm_command() -> Vec<OsString> {
+    vec!["/proc/self/exe".into(), "vmm".into()]
+}
+
+fn refuse_taken(name: &str, state: &StateDir) -> anyhow::Result<()> {
+    // A record that cannot be read is for the launch to judge, which holds the lock.
+    match state.instance(name) {
+        Ok(Some(entry)) if entry.alive => Err(anyhow::anyhow!(
+            "Name '{name}' is in use by a running instance: stop it first, or choose another name"
+        )),
+        Err(error @ concertina_agent::state_dir::StateError::Name(_)) => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// The policy: the file's bounds and rules, if there is one, and those of the command line.
+fn read_policy(args: &Args) -> anyhow::Result<Policy> {
+    let file = match &args.policy {
+        Some(path) => read_policy_file(path)?,
+        None => PolicyFile::default(),
+    };
+    let usage = |error: concertina_api::policy::PolicyError| Usage(error.to_string());
+    let mut policy = file.into_policy(args.cpus, args.memory).map_err(usage)?;
+    for rule in &args.scale {
+        policy.scale(rule).map_err(usage)?;
+    }
+    Ok(policy)
+}
+
+fn read_policy_file(path: &Path) -> anyhow::Result<PolicyFile> {
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        Usage(format!(
+            "Policy file '{}' cannot be read: {error}",
+            path.display()
+        ))
+    })?;
+    let file = toml::from_str(&text).map_err(|error| {
+        let error = error.to_string();
+        Usage(format!(
+            "Policy file '{}' is not valid: {}",
+            path.display(),
+            error.trim_end()
+        ))
+    });
+    file.context("Option --policy")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::args::{Cli, Command};
+    use crate::failure;
+
+    fn args(words: &[&str]) -> Args {
+        let words = ["concertina", "run", "--name", "web"].iter().chain(words);
+        match Cli::try_parse_from(words).unwrap().command {
+            Command::Run(args) => *args,
+            other => panic!("not run: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn rules_of_the_file_and_of_the_command_line_are_put_together() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("web.toml");
+        std::fs::write(
+            &path,
+            "[bounds]\ncpus = { min = 1, max = 4 }\n\
+             [[threshold]]\nmetric = \"cpu\"\nabove = \"75%\"\nfor = \"5s\"\nadd = { cpus = 1 }\n",
+        )
+        .unwrap();
+        let rule = "memory > 80% for 2s: +128M";
+        let words = [
+            "--policy",
+            path.to_str().unwrap(),
+            "--memory",
+            "256M..1G",
+            "--scale",
+            rule,
+        ];
+        let policy = read_policy(&args(&words)).unwrap();
+        assert_eq!(policy.rules.len(), 2);
+        assert_eq!(policy.bounds.cpus.to_string(), "1..4");
+        assert_eq!(policy.bounds.memory.to_string(), "256M..1G");
+    }
+
+    #[test]
+    fn a_wrong_policy_is_a_usage_error_that_names_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("web.toml");
+        std::fs::write(&path, "bound = 1\n").unwrap();
+        let bounds = ["--cpus", "1", "--memory", "256M"];
+        for (extra, named) in [
+            (["--policy", path.to_str().unwrap()], "web.toml"),
+            (["--policy", "/nonexistent/p.toml"], "/nonexistent/p.toml"),
+            (["--scale", "cpo > 75% for 5s: +1 cpu"], "cpo"),
+        ] {
+            let words: Vec<&str> = bounds.iter().copied().chain(extra).collect();
+            let error = read_policy(&args(&words)).unwrap_err();
+            assert_eq!(failure::status(&error), failure::USAGE);
+            let text = failure::sentence(error.as_ref());
+            assert!(text.contains(named), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_append_may_begin_with_a_dash() {
+        let words = [
+            "--cpus",
+            "1",
+            "--memory",
+            "256M",
+            "--append",
+            "-- load --cpu 1",
+        ];
+        assert_eq!(args(&words).append.unwrap(), "-- load --cpu 1");
+    }
+}
