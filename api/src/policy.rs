@@ -12,6 +12,9 @@ pub mod oscillation;
 pub mod rule;
 pub mod step;
 
+#[cfg(test)]
+mod tests;
+
 use serde::{Deserialize, Serialize};
 
 use crate::units::{Bounds, Bytes, Cpus};

@@ -212,7 +212,7 @@ fn target(text: &str) -> Result<Target, Wrong> {
     })?;
     let level = level(&metric, level_text)?;
     let (window, period_ms) = window(words)?;
-    if let Window::Datapoints { need, of } = window {
+    if let Window::Datapoints { need, of: of @ 2.. } = window {
         let value = format!("{need} of {of}");
         return Err(wrong(
             "window",
