@@ -320,8 +320,11 @@ pub fn duplicate_onto(file: BorrowedFd<'_>, target: RawFd) -> io::Result<()> {
     check(unsafe { libc::dup2(file.as_raw_fd(), target) }).map(drop)
 }
 
-/// Private anonymous memory, not touched yet. Unmapped when dropped.
+/// Private anonymous memory that grows and shrinks from its start. Unmapped when dropped.
 pub struct Memory {
+    mapping: *mut libc::c_void,
+    mapped: usize,
+    /// The first aligned byte, and how many follow it.
     start: *mut u8,
     length: usize,
 }
@@ -330,31 +333,44 @@ pub struct Memory {
 unsafe impl Send for Memory {}
 
 impl Memory {
-    /// Maps so many bytes.
-    pub fn map(length: usize) -> io::Result<Self> {
+    /// Reserves addresses for so many bytes, aligned to `alignment` (a power of two, whole pages).
+    /// Nothing is taken before it is touched.
+    pub fn reserve(length: usize, alignment: usize) -> io::Result<Self> {
+        let mapped = length.checked_add(alignment).ok_or(io::ErrorKind::OutOfMemory)?;
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         // SAFETY: a new mapping at an address of the kernel's choice harms nothing that exists.
-        let start = unsafe { libc::mmap(std::ptr::null_mut(), length, protection, flags, -1, 0) };
-        if start == libc::MAP_FAILED {
+        let mapping = unsafe { libc::mmap(std::ptr::null_mut(), mapped, protection, flags, -1, 0) };
+        if mapping == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        Ok(Self { start: start.cast(), length })
+        let start = mapping.cast::<u8>();
+        let start = start.wrapping_add(start.align_offset(alignment));
+        Ok(Self { mapping, mapped, start, length })
     }
 
-    /// Writes one word into the page that holds this offset; offsets beyond the end do nothing.
+    /// Writes one word at the start of the page that holds this offset; beyond the end, nothing.
     pub fn touch(&mut self, offset: usize, word: u64) {
-        let aligned = offset & !7;
-        if aligned < self.length {
-            // SAFETY: the word lies inside the mapping (whole pages), is aligned, and is ours.
-            unsafe { self.start.add(aligned).cast::<u64>().write_volatile(word) };
+        let page = offset & !4095;
+        if page < self.length {
+            // SAFETY: whole pages of the mapping follow `start`, the page begins inside them and is
+            // aligned, and the mapping is ours alone.
+            unsafe { self.start.add(page).cast::<u64>().write_volatile(word) };
+        }
+    }
+
+    /// Gives back everything from this offset (whole pages) on; the addresses stay reserved.
+    pub fn give_back_from(&mut self, offset: usize) {
+        if let Some(length) = self.length.checked_sub(offset) {
+            // SAFETY: the range lies inside the mapping, and nothing refers to its content.
+            unsafe { libc::madvise(self.start.add(offset).cast(), length, libc::MADV_DONTNEED) };
         }
     }
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: exactly the mapping that `map` made, and nobody holds a reference into it.
-        unsafe { libc::munmap(self.start.cast(), self.length) };
+        // SAFETY: exactly the mapping that `reserve` made, and nobody holds a reference into it.
+        unsafe { libc::munmap(self.mapping, self.mapped) };
     }
 }

@@ -3,14 +3,18 @@
 pub mod archive;
 mod command;
 pub mod compression;
+mod default;
 mod elf;
 pub mod error;
 pub mod initramfs;
+pub mod kernel;
 pub mod modinfo;
 pub mod modules;
+pub mod vmlinux;
 
 use std::path::{Path, PathBuf};
 
+pub use default::{DefaultGuest, default_guest, default_initramfs};
 pub use error::ImageError;
 
 const GUEST_PROGRAM: &str = "concertina-guest";

@@ -1,9 +1,10 @@
-//! Memory demand: mappings of one chunk each, every page of them written, and written again slowly
-//! so that they stay in use.
+//! Memory demand: so much of one reserved range of addresses that every page of it is written, and
+//! written again slowly so that it stays in use.
 //!
-//! A thread of its own follows the target, so that a large step holds up neither the plan nor the
+//! It grows by chunks of the size of a huge page, so that the guest's kernel can use these. A thread of its own follows the target, so that a large step holds up neither the plan nor the
 //! status line. When too little memory is available it waits for more; demand stays what it is.
 
+use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
@@ -13,7 +14,7 @@ use concertina_api::Bytes;
 
 use crate::guest::{status, sys};
 
-const CHUNK_BYTES: usize = 1 << 20;
+const CHUNK_BYTES: usize = 2 << 20;
 const PAGE_BYTES: usize = 4096;
 const PAGES_PER_CHUNK: usize = CHUNK_BYTES / PAGE_BYTES;
 /// How often the thread looks at memory that it holds or waits for.
@@ -55,23 +56,25 @@ pub struct MemoryLoad {
 }
 
 impl MemoryLoad {
-    /// Starts the thread; it holds nothing yet and never takes the last `reserve` of what is
-    /// available.
-    pub fn start(reserve: Bytes) -> Self {
+    /// Starts the thread; it holds nothing yet, may come to hold `peak_bytes`, and never takes the
+    /// last `reserve` of what is available.
+    pub fn start(peak_bytes: f64, reserve: Bytes) -> io::Result<Self> {
+        let chunks = (peak_bytes / CHUNK_BYTES as f64).ceil() as usize;
+        let memory = sys::Memory::reserve(chunks.saturating_mul(CHUNK_BYTES), CHUNK_BYTES)?;
         let load = Self { target: Arc::default(), held_bytes: Arc::default() };
         let mut holder = Holder {
             target: Arc::clone(&load.target),
             held_bytes: Arc::clone(&load.held_bytes),
             reserve,
-            chunks: Vec::new(),
+            memory,
+            held_chunks: 0,
+            allowed_chunks: 0,
             next_page: 0,
             waiting: false,
         };
         let thread = thread::Builder::new().name("memory".into()).stack_size(64 << 10);
-        if let Err(error) = thread.spawn(move || holder.run()) {
-            sys::say(&format!("load: Cannot start the memory thread: {error}; no memory load"));
-        }
-        load
+        thread.spawn(move || holder.run())?;
+        Ok(load)
     }
 
     /// Sets the demand, in bytes; whole chunks of it are held.
@@ -94,8 +97,11 @@ struct Holder {
     target: Arc<Target>,
     held_bytes: Arc<AtomicU64>,
     reserve: Bytes,
-    chunks: Vec<sys::Memory>,
-    /// Where writing again goes on, counted over all chunks.
+    memory: sys::Memory,
+    held_chunks: usize,
+    /// So many more may be taken before the guest's available memory is looked at again.
+    allowed_chunks: usize,
+    /// Where writing again goes on.
     next_page: usize,
     /// The shortage has been said.
     waiting: bool,
@@ -107,69 +113,78 @@ impl Holder {
             let target = self.target.get();
             self.follow(target);
             self.write_again();
-            self.target.wait(target, self.chunks.is_empty());
+            self.target.wait(target, self.held_chunks == 0);
         }
     }
 
     fn follow(&mut self, target: u64) {
-        let wanted = usize::try_from(target >> 20).unwrap_or(usize::MAX);
-        if wanted < self.chunks.len() {
-            self.chunks.truncate(wanted);
+        let wanted = usize::try_from(target / CHUNK_BYTES as u64).unwrap_or(usize::MAX);
+        if wanted < self.held_chunks {
+            self.memory.give_back_from(wanted * CHUNK_BYTES);
+            self.held_chunks = wanted;
             self.publish();
         }
-        while self.chunks.len() < wanted {
+        while self.held_chunks < wanted {
             if self.target.get() < target {
                 return; // the plan has moved on in the meantime
             }
-            if let Err(why) = self.take_chunk() {
+            if let Err(why) = self.check_allowance() {
                 if !self.waiting {
                     let held = Bytes(self.held_bytes.load(Ordering::Relaxed));
-                    sys::say(&format!(
-                        "load: Memory waits at {held} of {}: {why}",
-                        Bytes((wanted as u64) << 20)
-                    ));
+                    sys::say(&format!("load: Memory waits at {held} of {}: {why}", Bytes(target)));
                 }
                 self.waiting = true;
                 return;
             }
+            self.take_chunk();
         }
         self.waiting = false;
     }
 
-    fn take_chunk(&mut self) -> Result<(), String> {
-        let needed = self.reserve.get().saturating_add(CHUNK_BYTES as u64);
-        if self.reserve.get() > 0
-            && let Some(available) = status::available_memory()
-            && available < needed
-        {
-            let (available, reserve) = (Bytes(available), self.reserve);
-            return Err(format!("{available} are available, {reserve} of them are kept back"));
+    /// Looks at the guest's available memory once for many chunks: half of what is left above the
+    /// reserve can be taken without looking again, whatever others take in the meantime.
+    fn check_allowance(&mut self) -> Result<(), String> {
+        if self.allowed_chunks == 0 {
+            let available = match (self.reserve.get(), status::available_memory()) {
+                (0, _) | (_, None) => u64::MAX,
+                (_, Some(available)) => available,
+            };
+            let chunk = CHUNK_BYTES as u64;
+            let chunks_left = available.saturating_sub(self.reserve.get()) / chunk;
+            if chunks_left == 0 {
+                let (available, reserve) = (Bytes(available), self.reserve);
+                return Err(format!("{available} are available, {reserve} of them are kept back"));
+            }
+            self.allowed_chunks = usize::try_from(chunks_left.div_ceil(2)).unwrap_or(usize::MAX);
         }
-        let mut chunk = sys::Memory::map(CHUNK_BYTES).map_err(|error| error.to_string())?;
-        for page in 0..PAGES_PER_CHUNK {
-            chunk.touch(page * PAGE_BYTES, self.word(page));
-        }
-        self.chunks.push(chunk);
-        self.publish();
+        self.allowed_chunks -= 1;
         Ok(())
     }
 
-    /// Different in every page, so that no deduplication can fold them.
-    fn word(&self, page: usize) -> u64 {
-        ((self.chunks.len() * PAGES_PER_CHUNK + page) as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1
+    fn take_chunk(&mut self) {
+        let first = self.held_chunks * PAGES_PER_CHUNK;
+        for page in first..first + PAGES_PER_CHUNK {
+            self.write(page);
+        }
+        self.held_chunks += 1;
+        self.publish();
+    }
+
+    fn write(&mut self, page: usize) {
+        // Different in every page, so that no deduplication can fold them.
+        let word = (page as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        self.memory.touch(page * PAGE_BYTES, word);
     }
 
     fn publish(&self) {
-        self.held_bytes.store((self.chunks.len() * CHUNK_BYTES) as u64, Ordering::Relaxed);
+        self.held_bytes.store((self.held_chunks * CHUNK_BYTES) as u64, Ordering::Relaxed);
     }
 
     fn write_again(&mut self) {
-        let pages = self.chunks.len() * PAGES_PER_CHUNK;
+        let pages = self.held_chunks * PAGES_PER_CHUNK;
         for _ in 0..pages.div_ceil(PERIODS_PER_ROUND) {
             let page = self.next_page.checked_rem(pages).unwrap_or(0);
-            if let Some(chunk) = self.chunks.get_mut(page / PAGES_PER_CHUNK) {
-                chunk.touch((page % PAGES_PER_CHUNK) * PAGE_BYTES, page as u64 | 1);
-            }
+            self.write(page);
             self.next_page = page + 1;
         }
     }
@@ -190,10 +205,10 @@ mod tests {
 
     #[test]
     fn held_memory_follows_the_target_up_and_down() {
-        let load = MemoryLoad::start(Bytes(0));
-        load.set(8e6);
-        wait_for_held(&load, 7 << 20);
-        load.set(2.5 * 1048576.0);
+        let load = MemoryLoad::start(1e8, Bytes(0)).unwrap();
+        load.set(17e6);
+        wait_for_held(&load, 16 << 20);
+        load.set(3.5 * 1048576.0);
         wait_for_held(&load, 2 << 20);
         load.set(0.0);
         wait_for_held(&load, 0);
@@ -201,7 +216,7 @@ mod tests {
 
     #[test]
     fn a_reserve_that_cannot_be_kept_holds_back_instead_of_taking() {
-        let load = MemoryLoad::start(Bytes(1 << 60));
+        let load = MemoryLoad::start(8e6, Bytes(1 << 60)).unwrap();
         load.set(8e6);
         thread::sleep(3 * PERIOD);
         assert_eq!(load.held_bytes(), 0);

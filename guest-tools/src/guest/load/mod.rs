@@ -64,8 +64,7 @@ pub fn run(options: &[&str]) -> Result<(), Problem> {
         return Ok(());
     }
     let request = parse(options).map_err(Problem::Usage)?;
-    make_load(&request);
-    Ok(())
+    make_load(&request)
 }
 
 fn parse(options: &[&str]) -> Result<Request, String> {
@@ -108,11 +107,16 @@ fn memory_level(text: &str) -> Result<f64, String> {
     Ok(bytes.get() as f64)
 }
 
-fn make_load(request: &Request) {
+fn make_load(request: &Request) -> Result<(), Problem> {
     // Where memory runs out all the same, this process is the one to be killed.
     let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
     let cpu = request.cpu.as_ref().map(|plan| CpuLoad::start(plan.peak()));
-    let memory = request.memory.as_ref().map(|_| MemoryLoad::start(request.reserve));
+    let memory = match &request.memory {
+        Some(plan) => Some(MemoryLoad::start(plan.peak(), request.reserve).map_err(|error| {
+            Problem::Failed(format!("Cannot set up the memory load: {error}"))
+        })?),
+        None => None,
+    };
     let begin = Instant::now();
     let mut next_status = STATUS_PERIOD;
     let mut meter = Meter { at: Duration::ZERO, used: sys::process_cpu_time() };
@@ -134,7 +138,7 @@ fn make_load(request: &Request) {
         }
         if over {
             sys::say(&format!("load done t={:.1}", now.as_secs_f64()));
-            return;
+            return Ok(());
         }
         let until_end = request.length.map_or(TICK, |length| length.saturating_sub(now));
         std::thread::sleep(TICK.min(until_end));
