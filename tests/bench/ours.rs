@@ -1,0 +1,184 @@
+//! Our own VM under measurement, asked through the agent (as a user does) or through the VM's own
+//! process (as QEMU is asked through QMP).
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use concertina_api::instance::{InstanceResize, InstanceSize, InstanceStatus};
+use concertina_api::units::{Bytes, Cpus};
+use concertina_api::vm::{Outcome, ResizeReport, VmDescription, VmResize, VmSize};
+use concertina_http::client;
+
+use crate::Options;
+use crate::machine::{Machine, Wish};
+
+const NAME: &str = "bench";
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A launched instance; stopped by force when dropped.
+pub struct Ours {
+    state: tempfile::TempDir,
+    pid: i32,
+    agent_pid: i32,
+    through_agent: bool,
+}
+
+impl Ours {
+    /// Launches an instance with these bounds and rules.
+    pub fn launch(options: &Options, cpus: &str, memory: &str, rules: &[&str]) -> Result<Self> {
+        let mut ours = Self {
+            state: tempfile::tempdir()?,
+            pid: 0,
+            agent_pid: 0,
+            through_agent: true,
+        };
+        let mut command = ours.command("run");
+        command.args([
+            "--name", NAME, "--cpus", cpus, "--memory", memory, "--detach",
+        ]);
+        command
+            .arg("--kernel")
+            .arg(&options.kernel)
+            .arg("--initrd")
+            .arg(&options.initrd);
+        for rule in rules {
+            command.args(["--scale", rule]);
+        }
+        let output = command.output().context("Starting 'concertina'")?;
+        ensure!(
+            output.status.success(),
+            "The instance does not start: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+        let status = ours.status()?;
+        ours.agent_pid = status.agent_pid;
+        ours.pid = status.vmm_pid.context("The instance has no VM")?;
+        Ok(ours)
+    }
+
+    fn command(&self, subcommand: &str) -> Command {
+        let mut command = Command::new("concertina");
+        command
+            .arg(subcommand)
+            .arg("--state-dir")
+            .arg(self.state.path());
+        command
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.state.path().join(NAME).join(name)
+    }
+
+    /// The instance as the agent sees it.
+    pub fn status(&self) -> Result<InstanceStatus> {
+        client::get_json(&self.file("agent.sock"), "/v1/instance", LIMIT)
+            .context("Asking the agent")
+    }
+
+    /// The VM as its process sees it.
+    pub fn vm(&self) -> Result<VmDescription> {
+        client::get_json(&self.file("vmm.sock"), "/v1/vm", LIMIT).context("Asking the VM's process")
+    }
+
+    /// Process of the agent.
+    pub fn agent_pid(&self) -> i32 {
+        self.agent_pid
+    }
+
+    /// Asks the VM's process from here on, not the agent.
+    pub fn ask_the_vm_itself(&mut self) {
+        self.through_agent = false;
+    }
+
+    /// Asks for a CPU size in fractions, through the agent.
+    pub fn ask_cpus(&self, cpus: Cpus) -> Result<ResizeReport<InstanceSize>> {
+        self.ask_agent(&InstanceResize {
+            cpus: Some(cpus),
+            ..InstanceResize::default()
+        })
+    }
+
+    fn ask_agent(&self, wish: &InstanceResize) -> Result<ResizeReport<InstanceSize>> {
+        let socket = self.file("agent.sock");
+        let report: ResizeReport<InstanceSize> =
+            client::put_json(&socket, "/v1/instance/resize", wish, LIMIT)
+                .context("Asking the agent")?;
+        ensure!(
+            report.outcome == Outcome::Applied,
+            "A resize was not applied: {report:?}"
+        );
+        Ok(report)
+    }
+
+    fn ask_vm(&self, wish: &VmResize) -> Result<()> {
+        let socket = self.file("vmm.sock");
+        let report: ResizeReport<VmSize> = client::put_json(&socket, "/v1/vm/resize", wish, LIMIT)
+            .context("Asking the VM's process")?;
+        ensure!(
+            report.outcome == Outcome::Applied,
+            "A resize was not applied: {report:?}"
+        );
+        Ok(())
+    }
+}
+
+impl Machine for Ours {
+    fn name(&self) -> &'static str {
+        if self.through_agent {
+            "concertina"
+        } else {
+            "vmm"
+        }
+    }
+
+    fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    fn console(&self) -> PathBuf {
+        self.file("console.sock")
+    }
+
+    fn ask(&self, wish: Wish) -> Result<()> {
+        let mut vm = VmResize::default();
+        let mut instance = InstanceResize::default();
+        match wish {
+            Wish::Vcpus(vcpus) => {
+                vm.vcpus = Some(vcpus);
+                instance.cpus = Some(Cpus::whole(vcpus));
+            }
+            Wish::MemoryMib(mib) => {
+                vm.memory = Some(Bytes::mib(mib));
+                instance.memory = Some(Bytes::mib(mib));
+            }
+            Wish::BalloonMib(mib) => {
+                vm.balloon = Some(Bytes::mib(mib));
+                return self.ask_vm(&vm);
+            }
+        }
+        if self.through_agent {
+            self.ask_agent(&instance).map(drop)
+        } else {
+            self.ask_vm(&vm)
+        }
+    }
+
+    fn reached(&self, wish: Wish) -> Result<bool> {
+        let vm = self.vm()?;
+        Ok(match wish {
+            Wish::Vcpus(vcpus) => vm.vcpus.online == vcpus,
+            Wish::MemoryMib(mib) => vm.memory.plugged == Bytes::mib(mib),
+            Wish::BalloonMib(mib) => vm.balloon.actual == Bytes::mib(mib),
+        })
+    }
+}
+
+impl Drop for Ours {
+    fn drop(&mut self) {
+        // The measurement is over: how the instance ends does not matter here.
+        let _ = self.command("stop").args([NAME, "--force"]).output();
+    }
+}
