@@ -7,6 +7,7 @@
 pub mod cgroup;
 pub mod client;
 pub mod events;
+pub mod plan;
 pub mod policy;
 mod poll;
 mod sentence;
