@@ -130,11 +130,10 @@ fn clamped(axis: Axis, size: u64, bounds: &Bounds<u64>, mut notes: Vec<String>) 
     Stepped { target, notes }
 }
 
-/// The next multiple of `step`, or the largest one that there is.
+/// The next multiple of `step`, or `u64::MAX` where that is beyond it.
 pub fn round_up(size: u64, step: u64) -> u64 {
-    let step = step.max(1);
-    size.checked_next_multiple_of(step)
-        .unwrap_or(u64::MAX / step * step)
+    size.checked_next_multiple_of(step.max(1))
+        .unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
