@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use crate::failure::Usage;
+use crate::state::is_root;
 
 /// The cache folder: as named, else /var/cache/concertina for root, else the user's own. Nothing
 /// is created.

@@ -14,15 +14,17 @@ pub fn open(named: Option<&Path>) -> anyhow::Result<StateDir> {
             return Err(Usage("Option --state-dir is empty: name a folder".into()).into());
         }
         Some(folder) => folder.to_owned(),
-        // SAFETY: geteuid(2) takes nothing, touches no memory and cannot fail.
-        None => default_folder(
-            unsafe { libc::geteuid() } == 0,
-            std::env::var_os("XDG_RUNTIME_DIR"),
-        )?,
+        None => default_folder(is_root(), std::env::var_os("XDG_RUNTIME_DIR"))?,
     };
     let absolute = std::path::absolute(&folder)
         .with_context(|| format!("State folder '{}' cannot be used", folder.display()))?;
     Ok(StateDir::new(absolute))
+}
+
+/// Whether this is the superuser, whose folders are the system's.
+pub fn is_root() -> bool {
+    // SAFETY: geteuid(2) takes nothing, touches no memory and cannot fail.
+    unsafe { libc::geteuid() == 0 }
 }
 
 fn default_folder(is_root: bool, runtime: Option<std::ffi::OsString>) -> anyhow::Result<PathBuf> {

@@ -6,10 +6,9 @@ mod foreground;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
 use concertina_agent::launch::LaunchSpec;
 use concertina_agent::state_dir::StateDir;
-use concertina_api::policy::{Policy, PolicyFile};
+use concertina_api::policy::{Policy, PolicyError, PolicyFile, Sources};
 use concertina_api::{Bounds, Bytes, Cpus};
 
 use crate::failure::Usage;
@@ -135,30 +134,22 @@ fn read_policy(args: &Args) -> anyhow::Result<Policy> {
         Some(path) => read_policy_file(path)?,
         None => PolicyFile::default(),
     };
-    let usage = |error: concertina_api::policy::PolicyError| Usage(error.to_string());
+    let usage = |error: PolicyError| Usage(error.to_string());
     let mut policy = file.into_policy(args.cpus, args.memory).map_err(usage)?;
     for rule in &args.scale {
         policy.scale(rule).map_err(usage)?;
     }
+    // The launch checks again; here a mistake costs no time for fetching a guest.
+    policy
+        .check(&Sources::without_guest_agent())
+        .map_err(usage)?;
     Ok(policy)
 }
 
-fn read_policy_file(path: &Path) -> anyhow::Result<PolicyFile> {
-    let text = std::fs::read_to_string(path).map_err(|error| {
-        Usage(format!(
-            "Policy file '{}' cannot be read: {error}",
-            path.display()
-        ))
-    })?;
-    let file = toml::from_str(&text).map_err(|error| {
-        let error = error.to_string();
-        Usage(format!(
-            "Policy file '{}' is not valid: {}",
-            path.display(),
-            error.trim_end()
-        ))
-    });
-    file.context("Option --policy")
+fn read_policy_file(path: &Path) -> Result<PolicyFile, Usage> {
+    let wrong = |why: String| Usage(format!("Policy file '{}': {why}", path.display()));
+    let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
+    concertina_agent::policy::read_policy(&text).map_err(wrong)
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ pub enum Kind {
     Nested,
     /// SVM that QEMU emulates by TCG.
     Emulated,
-    /// KVM without either, such as a paravirtual back end.
+    /// A KVM device with neither Intel's nor AMD's module behind it, as inside some cloud VMs.
     Other,
     /// No KVM.
     None,
@@ -36,6 +36,8 @@ pub struct Cpu {
     has_vmx: bool,
     has_svm: bool,
     is_guest: bool,
+    /// `kvm_intel` or `kvm_amd` is loaded or built in.
+    has_module: bool,
     has_device: bool,
 }
 
@@ -66,17 +68,20 @@ impl Cpu {
             has_vmx: has("vmx"),
             has_svm: has("svm"),
             is_guest: has("hypervisor"),
+            has_module: false,
             has_device: false,
         }
     }
 
     /// What stands behind KVM.
     pub fn kind(&self) -> Kind {
+        if self.has_device && !self.has_module {
+            return Kind::Other;
+        }
         match (self.has_vmx || self.has_svm, self.is_guest) {
             (true, _) if self.model.contains("QEMU TCG") => Kind::Emulated,
             (true, true) => Kind::Nested,
             (true, false) => Kind::Hardware,
-            (false, _) if self.has_device => Kind::Other,
             (false, _) => Kind::None,
         }
     }
@@ -95,10 +100,12 @@ pub fn check_cpu(cpu: &Cpu) -> Check {
             with(&format!("{extension} emulated by QEMU")),
             "everything works, many times slower: use a machine with VT-x or SVM for real load",
         ),
-        Kind::Other => Check::warning(
+        // Such a device opens and makes VMs, and then cannot run an ordinary kernel.
+        Kind::Other => Check::missing(
             name,
-            with("neither VT-x nor SVM, but a KVM device"),
-            "KVM has another back end here, which this program was not tried with",
+            with("a KVM device with neither kvm_intel nor kvm_amd behind it"),
+            "use a host with VT-x or SVM, or try things in an emulated host: \
+             scripts/nested-kvm -- COMMAND",
         ),
         Kind::None if cpu.is_guest => Check::missing(
             name,
