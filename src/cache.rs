@@ -12,10 +12,8 @@ pub fn folder(named: Option<&Path>) -> anyhow::Result<PathBuf> {
     if let Some(folder) = named {
         return Ok(std::path::absolute(folder)?);
     }
-    // SAFETY: geteuid(2) takes nothing, touches no memory and cannot fail.
-    let is_root = unsafe { libc::geteuid() } == 0;
     default_folder(
-        is_root,
+        is_root(),
         std::env::var_os("XDG_CACHE_HOME"),
         std::env::var_os("HOME"),
     )

@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use comfy_table::{Cell, CellAlignment, Table, presets};
+use concertina_api::Bytes;
 use serde::Serialize;
 
 /// Standard output was closed by its reader.
@@ -63,6 +64,15 @@ pub fn table(header: &[&str], rows: &[Vec<String>], right: &[usize]) -> String {
     table.trim_fmt()
 }
 
+/// A size for people: the short form where that is exact, else one decimal.
+pub fn size(bytes: Bytes) -> String {
+    let exact = bytes.to_string();
+    if bytes.get() < 10 * Bytes::GIB || !exact.contains('.') {
+        return exact;
+    }
+    format!("{:.1}G", bytes.as_mib_f64() / 1024.0)
+}
+
 /// A time span to its two largest units: `850ms`, `12.3s`, `4m 05s`, `3h 12m`, `2d 4h`.
 pub fn span(duration: Duration) -> String {
     let seconds = duration.as_secs();
@@ -96,6 +106,13 @@ mod tests {
         ] {
             assert_eq!(span_ms(ms), text);
         }
+    }
+
+    #[test]
+    fn large_sizes_that_are_not_round_are_shown_in_gibibytes() {
+        assert_eq!(size(Bytes(90 * Bytes::MIB + 300)), "90.0M");
+        assert_eq!(size(Bytes::mib(1536)), "1.5G");
+        assert_eq!(size(Bytes(22 * Bytes::GIB - 4096)), "22.0G");
     }
 
     #[test]

@@ -95,3 +95,85 @@ extern "C" fn crashed(signal: libc::c_int) {
     // SAFETY: raise(3) is async-signal-safe; the action of this signal is the default one again.
     unsafe { libc::raise(signal) };
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::{AsRawFd, FromRawFd};
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    const END: &str = "CONCERTINA_TEST_END";
+
+    /// What the tests below run in a process of its own, on a terminal of its own.
+    #[test]
+    #[ignore = "a part of the other tests"]
+    fn enter_and_end() {
+        let raw = RawMode::enter().unwrap();
+        assert!(raw.is_some(), "standard input is no terminal");
+        assert!(!is_cooked(libc::STDIN_FILENO), "the terminal is not raw");
+        match std::env::var(END).unwrap().as_str() {
+            "return" => {}
+            "panic" => panic!("on purpose"),
+            "abort" => std::process::abort(),
+            // SAFETY: raise(3) takes an integer and touches no memory of ours.
+            "segv" => drop(unsafe { libc::raise(libc::SIGSEGV) }),
+            other => unreachable!("{other}"),
+        }
+    }
+
+    fn settings(fd: libc::c_int) -> libc::termios {
+        let mut settings = MaybeUninit::<libc::termios>::uninit();
+        // SAFETY: tcgetattr(3) fills the structure when it returns 0, which is asserted.
+        unsafe {
+            assert_eq!(libc::tcgetattr(fd, settings.as_mut_ptr()), 0);
+            settings.assume_init()
+        }
+    }
+
+    fn is_cooked(fd: libc::c_int) -> bool {
+        let settings = settings(fd);
+        settings.c_lflag & libc::ICANON != 0 && settings.c_oflag & libc::OPOST != 0
+    }
+
+    /// Runs the part above on a fresh terminal. Tells whether it succeeded, and whether the
+    /// terminal is as it was.
+    fn end_by(end: &str) -> (bool, bool) {
+        let (mut ours, mut theirs) = (-1, -1);
+        let null = std::ptr::null_mut();
+        // SAFETY: openpty(3) writes two descriptors, which are ours alone when it returns 0.
+        let (_ours, theirs) = unsafe {
+            assert_eq!(
+                libc::openpty(&mut ours, &mut theirs, null, null.cast(), null.cast()),
+                0
+            );
+            (File::from_raw_fd(ours), File::from_raw_fd(theirs))
+        };
+        let status = Command::new(std::env::current_exe().unwrap())
+            .args(["--ignored", "--exact", "terminal::tests::enter_and_end"])
+            .env(END, end)
+            .stdin(theirs.try_clone().unwrap())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .unwrap();
+        (status.success(), is_cooked(theirs.as_raw_fd()))
+    }
+
+    #[test]
+    fn the_terminal_is_as_before_after_a_normal_end() {
+        assert_eq!(end_by("return"), (true, true));
+    }
+
+    #[test]
+    fn the_terminal_is_as_before_after_a_panic() {
+        assert_eq!(end_by("panic"), (false, true));
+    }
+
+    #[test]
+    fn the_terminal_is_as_before_after_a_crash() {
+        assert_eq!(end_by("abort"), (false, true));
+        assert_eq!(end_by("segv"), (false, true));
+    }
+}

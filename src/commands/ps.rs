@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use concertina_agent::state_dir::{InstanceEntry, StateDir};
+use concertina_api::Bytes;
 use concertina_api::instance::{InstanceState, InstanceStatus};
 use concertina_http::client;
 use serde::Serialize;
@@ -102,9 +103,9 @@ fn cells(row: &Row) -> Vec<String> {
             cells.extend([
                 super::status::cpus_in_force(cpus).to_string(),
                 format!("{}..{}", cpus.min, cpus.max),
-                concertina_api::Bytes(held).to_string(),
+                output::size(Bytes(held)),
                 format!("{}..{}", memory.min, memory.max),
-                memory.host_resident.to_string(),
+                output::size(memory.host_resident),
                 output::span_ms(status.uptime_ms),
             ]);
         }

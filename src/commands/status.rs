@@ -186,7 +186,7 @@ fn describe(status: &InstanceStatus) -> String {
 }
 
 fn size_table(cpus: &CpuStatus, memory: &MemoryStatus) -> String {
-    let unknown = |bytes: Option<Bytes>| bytes.map_or("unknown".to_owned(), |b| b.to_string());
+    let unknown = |bytes: Option<Bytes>| bytes.map_or("unknown".to_owned(), output::size);
     let rows = [
         vec![
             "cpus".to_owned(),
@@ -206,7 +206,7 @@ fn size_table(cpus: &CpuStatus, memory: &MemoryStatus) -> String {
                 "{} plugged, {} balloon, {} resident; guest: {} of {} available",
                 memory.plugged,
                 memory.balloon,
-                memory.host_resident,
+                output::size(memory.host_resident),
                 unknown(memory.guest_available),
                 unknown(memory.guest_total),
             ),

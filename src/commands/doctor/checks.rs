@@ -10,6 +10,7 @@ use concertina_api::Bytes;
 use concertina_guest::image;
 
 use super::Check;
+use crate::output;
 
 /// Host memory below which not even the smallest instance has room.
 const LEAST_MEMORY: Bytes = Bytes::mib(256);
@@ -126,10 +127,10 @@ pub fn memory() -> Check {
     match available(&meminfo) {
         Some(free) if free < LEAST_MEMORY => Check::warning(
             "host memory",
-            format!("{free} available"),
+            format!("{} available", output::size(free)),
             format!("free some: an instance of the usual least size needs {LEAST_MEMORY}"),
         ),
-        Some(free) => Check::ok("host memory", format!("{free} available")),
+        Some(free) => Check::ok("host memory", format!("{} available", output::size(free))),
         None => Check::warning("host memory", "unknown", "mount -t proc proc /proc"),
     }
 }
