@@ -7,10 +7,14 @@
 pub mod cgroup;
 pub mod client;
 pub mod events;
+mod instance;
+pub mod launch;
 pub mod plan;
 pub mod policy;
 mod poll;
+pub mod resize;
 mod sentence;
+pub mod signals;
 pub mod state_dir;
 pub mod vmm;
 

@@ -17,6 +17,9 @@ mod hierarchy;
 use std::io;
 use std::path::{Path, PathBuf};
 
+pub(crate) use group::flat_value;
+#[cfg(test)]
+pub(crate) use group::tests::fake_hierarchy;
 pub use group::{InstanceGroup, MemoryEvents};
 pub use hierarchy::{CONTROLLERS, Hierarchy};
 

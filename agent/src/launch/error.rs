@@ -3,6 +3,9 @@
 use std::io;
 use std::path::PathBuf;
 
+use concertina_api::policy::PolicyError;
+use concertina_http::HttpError;
+
 use crate::cgroup::CgroupError;
 use crate::state_dir::{LockError, StateError};
 
@@ -12,6 +15,9 @@ pub enum LaunchError {
     /// What was asked for is impossible or wrong, on any host.
     #[error("{0}")]
     Request(String),
+    /// The policy is wrong in itself, or needs what this host cannot tell.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
     /// A file that the request names is unusable.
     #[error("{what} {path} {problem}")]
     File {
@@ -34,6 +40,9 @@ pub enum LaunchError {
     /// The state folder refuses.
     #[error(transparent)]
     State(#[from] StateError),
+    /// The agent's socket could not be made.
+    #[error(transparent)]
+    AgentSocket(HttpError),
     /// The vmm program could not be started.
     #[error("Starting the vmm program '{program}' failed")]
     Spawn {
@@ -52,13 +61,14 @@ impl LaunchError {
     /// Whether the request is at fault (exit status 2) and not this host (exit status 1).
     pub fn is_usage(&self) -> bool {
         match self {
-            Self::Request(_) | Self::File { .. } => true,
+            Self::Request(_) | Self::Policy(_) | Self::File { .. } => true,
             Self::Name(LockError::State(StateError::Name(_)))
             | Self::State(StateError::Name(_)) => true,
             Self::Name(_)
             | Self::Kvm(_)
             | Self::Cgroup(_)
             | Self::State(_)
+            | Self::AgentSocket(_)
             | Self::Spawn { .. }
             | Self::Vmm(_) => false,
         }

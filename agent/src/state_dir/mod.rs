@@ -21,6 +21,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 pub use lock::{LockError, NameLock};
+pub(crate) use record::write_json;
 pub use record::{Ending, InstanceRecord, ProcessId};
 
 use concertina_api::instance::InstanceState;

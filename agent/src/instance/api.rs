@@ -1,0 +1,77 @@
+//! `agent.sock`: the instance's status, resize and stop, in the words of
+//! [`concertina_api::instance`].
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use concertina_api::instance::{InstanceResize, InstanceState, StopRequest};
+use concertina_http::{Handler, Method, Request, Response};
+
+use super::core::Core;
+use super::stop::DEFAULT_GRACE;
+use crate::client::DEFAULT_RESIZE_TIMEOUT_MS;
+use crate::resize::Order;
+
+/// Longest deadline that a resize may ask for, in milliseconds.
+const MAX_TIMEOUT_MS: u64 = 600_000;
+
+/// Answers the requests of one instance.
+pub(super) fn handler(core: Arc<Core>) -> Arc<Handler> {
+    Arc::new(move |request| answer(&core, request))
+}
+
+fn answer(core: &Core, request: &Request) -> Response {
+    match (request.path.as_str(), request.method) {
+        ("/v1/instance", Method::Get) => Response::json(200, &core.status()),
+        ("/v1/instance/resize", Method::Put) => resize(core, request),
+        ("/v1/instance/stop", Method::Put) => stop(core, request),
+        ("/v1/instance", _) => Response::method_not_allowed(request, "GET"),
+        ("/v1/instance/resize" | "/v1/instance/stop", _) => {
+            Response::method_not_allowed(request, "PUT")
+        }
+        _ => Response::not_found(request),
+    }
+}
+
+fn resize(core: &Core, request: &Request) -> Response {
+    let wish: InstanceResize = match request.json() {
+        Ok(wish) => wish,
+        Err(response) => return response,
+    };
+    if wish.cpus.is_none() && wish.memory.is_none() {
+        return Response::problem(400, "Resize names no size: give cpus, memory, or both");
+    }
+    let timeout_ms = wish.timeout_ms.unwrap_or(DEFAULT_RESIZE_TIMEOUT_MS);
+    if !(1..=MAX_TIMEOUT_MS).contains(&timeout_ms) {
+        let detail = format!(
+            "Deadline timeout_ms is {timeout_ms}: 1 to {MAX_TIMEOUT_MS} milliseconds are allowed"
+        );
+        return Response::problem(400, detail);
+    }
+    let state = core.state();
+    if state != InstanceState::Running {
+        let detail = format!(
+            "Instance {} is not running: its size cannot change",
+            core.name
+        );
+        return Response::problem(409, detail);
+    }
+    let order = Order::manual(wish.cpus, wish.memory, Duration::from_millis(timeout_ms));
+    let report = core.resizer.carry_out(&order);
+    core.commit_wakeup.set();
+    Response::json(200, &report)
+}
+
+fn stop(core: &Core, request: &Request) -> Response {
+    let wish: StopRequest = match request.json() {
+        Ok(wish) => wish,
+        Err(response) => return response,
+    };
+    if wish.force {
+        core.stop.force();
+    } else {
+        core.stop
+            .ask(wish.timeout_ms.map_or(DEFAULT_GRACE, Duration::from_millis));
+    }
+    Response::empty(202)
+}

@@ -1,0 +1,267 @@
+//! What the threads of one instance share: its fixed words, its present state, and its traces on
+//! the host (cgroup, sockets, record), which are made and removed here.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use concertina_api::instance::{
+    CpuStatus, InstanceState, InstanceStatus, MemoryStatus, ThresholdStatus,
+};
+use concertina_api::policy::Policy;
+use concertina_api::vm::{BalloonStatistics, RunState, VmDescription, VmSpec};
+use concertina_api::{Bytes, Quota};
+
+use super::ExitReport;
+use super::stop::StopSignal;
+use crate::cgroup::{Hierarchy, InstanceGroup};
+use crate::events::{EventLog, wall_clock};
+use crate::launch::{LaunchError, LaunchSpec};
+use crate::poll::Wakeup;
+use crate::resize::Resizer;
+use crate::sentence;
+use crate::state_dir::{Ending, InstancePaths, InstanceRecord, ProcessId, StateError, write_json};
+use crate::vmm::VmmClient;
+
+/// What changes while the instance lives.
+#[derive(Debug)]
+struct Live {
+    state: InstanceState,
+    vmm: Option<ProcessId>,
+    /// The last that the vmm said of itself.
+    description: Option<VmDescription>,
+    guest: Option<BalloonStatistics>,
+    thresholds: Vec<ThresholdStatus>,
+    ended: bool,
+}
+
+/// One instance.
+#[derive(Debug)]
+pub(crate) struct Core {
+    pub(super) name: String,
+    pub(super) policy: Policy,
+    pub(super) vmm_command: Vec<OsString>,
+    pub(super) paths: InstancePaths,
+    pub(super) launched: Instant,
+    pub(super) stop: Arc<StopSignal>,
+    pub(super) vmm: VmmClient,
+    pub(super) events: Arc<EventLog>,
+    pub(super) resizer: Resizer,
+    pub(super) group: InstanceGroup,
+    /// Set when a resize has ended.
+    pub(super) commit_wakeup: Arc<Wakeup>,
+    live: Mutex<Live>,
+}
+
+impl Core {
+    /// Makes the instance's cgroup, its record and its event log. What a failure leaves is removed.
+    pub(super) fn new(
+        spec: LaunchSpec,
+        vm: VmSpec,
+        paths: InstancePaths,
+        tree: &Hierarchy,
+    ) -> Result<Self, LaunchError> {
+        let group =
+            InstanceGroup::create(tree, &spec.name).inspect_err(|_| discard(&paths, None))?;
+        Self::assemble(spec, vm, paths.clone(), group.clone())
+            .inspect_err(|_| discard(&paths, Some(&group)))
+    }
+
+    fn assemble(
+        spec: LaunchSpec,
+        mut vm: VmSpec,
+        paths: InstancePaths,
+        group: InstanceGroup,
+    ) -> Result<Self, LaunchError> {
+        let launched = Instant::now();
+        let system =
+            |e: io::Error| LaunchError::Vmm(format!("The supervisor cannot be set up: {e}"));
+        group.set_fixed_limits(vm.max_vcpus)?;
+        vm.cgroup = Some(group.path().to_owned());
+        write_json(&paths.vm_spec, &vm)?;
+        let events = Arc::new(EventLog::open(&paths.events, launched).map_err(system)?);
+        let vmm = VmmClient::new(&paths.vmm_socket);
+        let resizer = Resizer::new(
+            spec.policy.bounds,
+            Duration::from_millis(spec.policy.shrink_window_ms),
+            vmm.clone(),
+            group.clone(),
+            Arc::clone(&events),
+        );
+        let core = Self {
+            name: spec.name,
+            policy: spec.policy,
+            vmm_command: spec.vmm_command,
+            launched,
+            stop: Arc::new(StopSignal::new().map_err(system)?),
+            vmm,
+            events,
+            resizer,
+            group,
+            commit_wakeup: Arc::new(Wakeup::new().map_err(system)?),
+            live: Mutex::new(Live {
+                state: InstanceState::Starting,
+                vmm: None,
+                description: None,
+                guest: None,
+                thresholds: Vec::new(),
+                ended: false,
+            }),
+            paths,
+        };
+        core.record(None)?;
+        Ok(core)
+    }
+
+    /// Takes back a launch that did not come to a running guest.
+    pub(super) fn discard(&self) {
+        self.live().ended = true;
+        discard(&self.paths, Some(&self.group));
+    }
+
+    /// Ends the instance's presence on the host; its folder stays, to be read.
+    pub(super) fn end(&self, report: &ExitReport) {
+        let state = if report.status == 0 {
+            InstanceState::Stopped
+        } else {
+            InstanceState::Failed
+        };
+        {
+            let mut live = self.live();
+            live.state = state;
+            live.vmm = None;
+            live.ended = true;
+        }
+        if let Err(error) = self.group.remove() {
+            eprintln!("concertina: {}", sentence(&error));
+        }
+        self.paths.remove_runtime_files();
+        let ending = Ending {
+            state,
+            status: report.status,
+            reason: report.reason.clone(),
+            time: wall_clock(),
+        };
+        if let Err(error) = self.record(Some(ending)) {
+            eprintln!("concertina: {}", sentence(&error));
+        }
+    }
+
+    /// Whether nothing of it is left to end.
+    pub(super) fn has_ended(&self) -> bool {
+        self.live().ended
+    }
+
+    fn record(&self, ending: Option<Ending>) -> Result<(), StateError> {
+        let record = InstanceRecord {
+            vmm: self.live().vmm,
+            cgroup: Some(self.group.path().to_owned()),
+            ending,
+            ..InstanceRecord::new(&self.name, ProcessId::of_self())
+        };
+        record.write(&self.paths.record)
+    }
+
+    /// A vmm process was started, or has ended.
+    pub(super) fn set_vmm(&self, vmm: Option<ProcessId>, state: InstanceState) {
+        {
+            let mut live = self.live();
+            live.vmm = vmm;
+            live.state = state;
+            live.description = None;
+            live.guest = None;
+        }
+        self.resizer.set_vmm_pid(vmm.map_or(0, |vmm| vmm.pid));
+        // Only serves a later supervisor in finding a vmm that outlived this one.
+        if let Err(error) = self.record(None) {
+            eprintln!("concertina: {}", sentence(&error));
+        }
+    }
+
+    /// Milliseconds since launch: the clock of samples and decisions.
+    pub(super) fn uptime_ms(&self) -> u64 {
+        u64::try_from(self.launched.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Where the instance is in its life.
+    pub(super) fn state(&self) -> InstanceState {
+        self.live().state
+    }
+
+    /// Goes on to another part of its life.
+    pub(super) fn set_state(&self, state: InstanceState) {
+        self.live().state = state;
+    }
+
+    /// How the rules stand.
+    pub(super) fn set_thresholds(&self, thresholds: Vec<ThresholdStatus>) {
+        self.live().thresholds = thresholds;
+    }
+
+    /// The instance as it is. What the vmm does not answer in time is what it said last.
+    pub(super) fn status(&self) -> InstanceStatus {
+        if self.live().vmm.is_some() {
+            let description = self.vmm.describe();
+            let guest = self.vmm.balloon_statistics();
+            let mut live = self.live();
+            if let Ok(description) = description {
+                live.description = Some(description);
+                live.guest = guest.ok();
+            }
+        }
+        let live = self.live();
+        let seen = live.description.as_ref();
+        let paused = seen.is_some_and(|vm| vm.state == RunState::Paused);
+        let guest = |name: &str| {
+            let statistics = live.guest.as_ref().filter(|s| s.age_ms.is_some())?;
+            statistics.values.get(name).copied().map(Bytes)
+        };
+        let (bounds, target) = (self.policy.bounds, self.resizer.target());
+        InstanceStatus {
+            name: self.name.clone(),
+            state: match live.state {
+                InstanceState::Running if paused => InstanceState::Paused,
+                state => state,
+            },
+            uptime_ms: self.uptime_ms(),
+            agent_pid: ProcessId::of_self().pid,
+            vmm_pid: live.vmm.map(|vmm| vmm.pid),
+            cpus: CpuStatus {
+                min: bounds.cpus.min,
+                max: bounds.cpus.max,
+                target: target.cpus,
+                online: seen.map_or(0, |vm| vm.vcpus.online),
+                quota: seen.and_then(|vm| vm.quota).unwrap_or(Quota::Max),
+            },
+            memory: MemoryStatus {
+                min: bounds.memory.min,
+                max: bounds.memory.max,
+                target: target.memory,
+                plugged: seen.map_or(Bytes(0), |vm| vm.memory.plugged),
+                balloon: seen.map_or(Bytes(0), |vm| vm.balloon.actual),
+                guest_total: guest("total_memory"),
+                guest_available: guest("available_memory"),
+                host_resident: seen.map_or(Bytes(0), |vm| vm.guest_resident),
+            },
+            last_resize: self.resizer.last_report(),
+            thresholds: live.thresholds.clone(),
+        }
+    }
+
+    fn live(&self) -> MutexGuard<'_, Live> {
+        self.live
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+/// Removes every trace of a launch. Nothing more can be done about what cannot be removed: the next
+/// start of the same name tries again.
+fn discard(paths: &InstancePaths, group: Option<&InstanceGroup>) {
+    if let Some(group) = group {
+        let _ = group.remove();
+    }
+    let _ = fs::remove_dir_all(&paths.dir);
+}

@@ -1,0 +1,416 @@
+//! The thread that looks, decides, and lets resizes be carried out, for one life of the vmm.
+//!
+//! It wakes once a period, and at once when the kernel's pressure trigger fires, a resize has ended,
+//! or the life is over. A resize runs in a thread of its own, so that one axis never makes the other
+//! one wait, nor the looking.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::os::fd::RawFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use concertina_api::event::EventKind;
+use concertina_api::instance::{InstanceState, ThresholdStatus};
+use concertina_api::policy::{Axis, Direction, Metric, Policy};
+use concertina_api::vm::VmDescription;
+
+use super::core::Core;
+use crate::plan::memory::Held as HeldMemory;
+use crate::policy::{
+    Decision, Held, HeldReason, MemoryShort, Observations, PolicyState, Wish, decide,
+};
+use crate::poll::{self, Wakeup};
+use crate::resize::{Cause, Order};
+use crate::signals::psi::Trigger;
+use crate::signals::{Present, Sampler};
+
+/// Deadline of growth that a rule asks for.
+const GROW_TIMEOUT: Duration = Duration::from_secs(10);
+/// Deadline of a shrink that a rule asks for: nobody waits for it.
+const SHRINK_TIMEOUT: Duration = Duration::from_secs(60);
+/// Shortest time between two looks: an early wake-up does not make a busy loop.
+const LEAST_TICK: Duration = Duration::from_millis(20);
+/// Share of its window that an instance has to wait before the kernel wakes us, in percent.
+const TRIGGER_PERCENT: u64 = 10;
+
+/// The watch thread of one life.
+pub(super) struct Watch {
+    over: Arc<Over>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Tells the thread that the life is over.
+struct Over {
+    flag: AtomicBool,
+    wakeup: Arc<Wakeup>,
+}
+
+impl Watch {
+    /// Starts watching. Without its thread an instance runs on at the size that it has, and that is
+    /// said.
+    pub(super) fn begin(core: &Arc<Core>) -> Self {
+        let over = Arc::new(Over {
+            flag: AtomicBool::new(false),
+            wakeup: Arc::clone(&core.commit_wakeup),
+        });
+        let (watched, flag) = (Arc::clone(core), Arc::clone(&over));
+        let spawned = thread::Builder::new().name("watch".into()).spawn(move || {
+            if let Some(mut watcher) = Watcher::begin(&watched, &flag) {
+                watcher.run(&flag);
+            }
+        });
+        if let Err(error) = &spawned {
+            eprintln!("concertina: Instance {} is not watched: {error}", core.name);
+        }
+        Self {
+            over,
+            thread: spawned.ok(),
+        }
+    }
+
+    /// Ends it, with the resizes that it has begun.
+    pub(super) fn end(mut self) {
+        self.over.flag.store(true, Ordering::SeqCst);
+        self.over.wakeup.set();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A resize in its thread.
+struct Running {
+    thread: JoinHandle<()>,
+    direction: Direction,
+}
+
+/// What the watch thread knows.
+struct Watcher {
+    core: Arc<Core>,
+    policy: Policy,
+    state: PolicyState,
+    sampler: Sampler,
+    triggers: Vec<Trigger>,
+    cpus: Option<Running>,
+    memory: Option<Running>,
+    thresholds: Vec<ThresholdStatus>,
+    held: BTreeSet<(String, HeldReason)>,
+    balloon_before: u64,
+}
+
+impl Watcher {
+    /// Learns which threads to look at; `None` when the life is over before the vmm says so.
+    fn begin(core: &Arc<Core>, over: &Over) -> Option<Self> {
+        let seen = loop {
+            match core.vmm.describe() {
+                Ok(seen) => break seen,
+                Err(_) if over.flag.load(Ordering::SeqCst) => return None,
+                Err(_) => thread::sleep(LEAST_TICK),
+            }
+        };
+        let mut sampler = sampler_of(Path::new("/proc"), &seen, core.group.path());
+        sampler.rebase();
+        Some(Self {
+            core: Arc::clone(core),
+            policy: core.policy.clone(),
+            state: PolicyState::default(),
+            sampler,
+            triggers: triggers(&core.policy, core.group.path()),
+            cpus: None,
+            memory: None,
+            thresholds: Vec::new(),
+            held: BTreeSet::new(),
+            balloon_before: 0,
+        })
+    }
+
+    fn run(&mut self, over: &Over) {
+        let period = tick(&self.policy);
+        let mut next = Instant::now() + period;
+        while !over.flag.load(Ordering::SeqCst) {
+            let waited = self.wait(over, next);
+            if over.flag.load(Ordering::SeqCst) {
+                break;
+            }
+            let now = Instant::now();
+            let due = now >= next;
+            while next <= now {
+                next += period;
+            }
+            let changed = self.take_commits();
+            if due || changed || waited.unwrap_or(false) {
+                self.look();
+            }
+            self.settle(now);
+        }
+        for running in [self.cpus.take(), self.memory.take()].into_iter().flatten() {
+            let _ = running.thread.join();
+        }
+    }
+
+    /// Waits for the next period, a trigger, or a wake-up; says whether a trigger fired.
+    fn wait(&self, over: &Over, next: Instant) -> io::Result<bool> {
+        let due = self
+            .core
+            .resizer
+            .settle_due()
+            .map_or(next, |due| due.min(next));
+        let left = due.saturating_duration_since(Instant::now());
+        let mut fds: Vec<(RawFd, libc::c_short)> = vec![(over.wakeup.as_raw_fd(), libc::POLLIN)];
+        fds.extend(
+            self.triggers
+                .iter()
+                .map(|trigger| (trigger.as_raw_fd(), libc::POLLPRI)),
+        );
+        let ready = poll::wait(&fds, Some(left)).inspect_err(|_| thread::sleep(LEAST_TICK))?;
+        over.wakeup.clear();
+        Ok(ready.iter().skip(1).any(|ready| *ready))
+    }
+
+    /// Looks at everything once, decides, and begins what was decided.
+    fn look(&mut self) {
+        if self.core.state() != InstanceState::Running {
+            return;
+        }
+        let now_ms = self.core.uptime_ms();
+        let size = self.core.resizer.size();
+        let present = self.core.resizer.present();
+        let mut seen = self.sampler.look(&present, now_ms);
+        if self.policy.bounds.memory.min != self.policy.bounds.memory.max {
+            self.look_at_guest(&present, now_ms, &mut seen);
+        }
+        seen.cpus_busy = self.is_busy(Axis::Cpus);
+        seen.memory_busy = self.is_busy(Axis::Memory);
+        let (state, decision) = decide(&self.policy, &self.state, &seen, &size, now_ms);
+        self.state = state;
+        self.report(&decision);
+        self.act(decision, &seen);
+    }
+
+    fn look_at_guest(&mut self, present: &Present, now_ms: u64, seen: &mut Observations) {
+        let statistics = self.core.vmm.balloon_statistics().ok();
+        self.sampler
+            .look_at_guest(statistics.as_ref(), present, now_ms, seen);
+        self.look_for_deflation(&present.held, seen);
+        if let Some(short) = seen.memory_short {
+            self.core.events.append(EventKind::GuestMemoryShort {
+                evidence: short.as_str().into(),
+            });
+        }
+    }
+
+    /// A balloon that got smaller while nobody asked for it was deflated by a guest out of memory.
+    fn look_for_deflation(&mut self, held: &HeldMemory, seen: &mut Observations) {
+        let balloon = held.balloon.get();
+        let asked_for = self.balloon_before;
+        self.balloon_before = balloon;
+        if balloon == 0 || balloon != asked_for || self.is_busy(Axis::Memory) {
+            return;
+        }
+        let Ok(now) = self.core.vmm.describe() else {
+            return;
+        };
+        if now.balloon.actual.get() < balloon {
+            self.core.resizer.memory_was_seen(&now);
+            self.balloon_before = now.balloon.actual.get();
+            seen.memory_short = seen.memory_short.or(Some(MemoryShort::DeflateOnOom));
+        }
+    }
+
+    /// A resize of this axis is under way that a further wish cannot interrupt. A shrink of memory
+    /// can be: growth makes it give way.
+    fn is_busy(&self, axis: Axis) -> bool {
+        let running = match axis {
+            Axis::Cpus => &self.cpus,
+            Axis::Memory => &self.memory,
+        };
+        match running
+            .as_ref()
+            .filter(|running| !running.thread.is_finished())
+        {
+            Some(running) => axis == Axis::Cpus || running.direction == Direction::Grow,
+            None => self.core.resizer.is_busy(axis),
+        }
+    }
+
+    /// Begins the resizes that were decided.
+    fn act(&mut self, decision: Decision, seen: &Observations) {
+        if let Some(wish) = decision.cpus.filter(|_| !seen.cpus_busy) {
+            let (order, direction) = order(wish, |order, target| order.cpus = Some(target));
+            self.cpus = self.carry_out(order, direction);
+        }
+        if let Some(wish) = decision.memory.filter(|_| !seen.memory_busy) {
+            let shrinking = self
+                .memory
+                .as_ref()
+                .is_some_and(|run| !run.thread.is_finished());
+            if shrinking && wish.direction == Direction::Shrink {
+                return;
+            }
+            let (order, direction) = order(wish, |order, target| order.memory = Some(target));
+            self.memory = self.carry_out(order, direction);
+        }
+    }
+
+    fn carry_out(&self, order: Order, direction: Direction) -> Option<Running> {
+        let core = Arc::clone(&self.core);
+        let spawned = thread::Builder::new().name("resize".into()).spawn(move || {
+            core.resizer.carry_out(&order);
+            core.commit_wakeup.set();
+        });
+        match spawned {
+            Ok(thread) => Some(Running { thread, direction }),
+            // The rule goes on breaching, so the next look tries again.
+            Err(error) => {
+                eprintln!("concertina: A resize could not begin: {error}");
+                None
+            }
+        }
+    }
+
+    /// Tells the decision how resizes ended. Says whether there were any.
+    fn take_commits(&mut self) -> bool {
+        let commits = self.core.resizer.take_commits();
+        let now_ms = self.core.uptime_ms();
+        for commit in &commits {
+            let direction = match commit.asked.cmp(&commit.before) {
+                std::cmp::Ordering::Less => Direction::Shrink,
+                _ => Direction::Grow,
+            };
+            let (policy, axis) = (&self.policy, commit.axis);
+            match &commit.cause {
+                Cause::Manual => self
+                    .state
+                    .resized_by_hand(policy, axis, commit.after, now_ms),
+                Cause::Rules(causes) if commit.after != commit.before => {
+                    self.state
+                        .committed(policy, axis, direction, causes, now_ms);
+                }
+                Cause::Rules(_) => self.state.not_reached(axis, direction, now_ms),
+            }
+        }
+        if !commits.is_empty() {
+            self.sampler.rebase();
+        }
+        !commits.is_empty()
+    }
+
+    fn settle(&mut self, now: Instant) {
+        let due = self.core.resizer.settle_due().is_some_and(|due| due <= now);
+        if !due || self.is_busy(Axis::Cpus) {
+            return;
+        }
+        let core = Arc::clone(&self.core);
+        let spawned = thread::Builder::new().name("settle".into()).spawn(move || {
+            core.resizer.settle(now);
+            core.commit_wakeup.set();
+        });
+        self.cpus = spawned.ok().map(|thread| Running {
+            thread,
+            direction: Direction::Shrink,
+        });
+    }
+
+    /// Puts what has changed into the events and the status.
+    fn report(&mut self, decision: &Decision) {
+        for (index, status) in decision.thresholds.iter().enumerate() {
+            let before = self
+                .thresholds
+                .get(index)
+                .map(|before| before.state.as_str());
+            if is_news(before, &status.state) {
+                self.core.events.append(EventKind::Threshold {
+                    rule: status.rule.clone(),
+                    state: status.state.clone(),
+                    value: status.last_value,
+                });
+            }
+        }
+        self.thresholds.clone_from(&decision.thresholds);
+        self.core.set_thresholds(decision.thresholds.clone());
+        let held: Vec<&Held> = decision
+            .held
+            .iter()
+            .filter(|held| held.why != HeldReason::Busy)
+            .collect();
+        for held in &held {
+            if !self.held.contains(&(held.cause.clone(), held.why)) {
+                self.core.events.append(EventKind::Held {
+                    cause: held.cause.clone(),
+                    why: format!("{}: {}", held.why.as_str(), held.detail),
+                });
+            }
+        }
+        self.held = held
+            .iter()
+            .map(|held| (held.cause.clone(), held.why))
+            .collect();
+    }
+}
+
+/// Whether a rule's new state is worth an event: it fires, it is satisfied again, or it became
+/// unknown or known. Breaching for a moment is not.
+fn is_news(before: Option<&str>, now: &str) -> bool {
+    let class = |state: &str| match state {
+        "fired" | "held" => "fired",
+        "unknown" => "unknown",
+        // A rule cools down after it has fired, whether it still breaches or not.
+        "cooldown" => "cooldown",
+        _ => "ok",
+    };
+    let (before, now) = (class(before.unwrap_or("unknown")), class(now));
+    before != now && now != "cooldown" && !(before == "unknown" && now == "ok")
+}
+
+fn order<T>(wish: Wish<T>, put: impl FnOnce(&mut Order, T)) -> (Order, Direction) {
+    let direction = wish.direction;
+    let timeout = match direction {
+        Direction::Grow => GROW_TIMEOUT,
+        Direction::Shrink => SHRINK_TIMEOUT,
+    };
+    let mut order = Order {
+        cpus: None,
+        memory: None,
+        timeout,
+        cause: Cause::Rules(wish.causes),
+        note: (!wish.notes.is_empty()).then(|| wish.notes.join("; ")),
+    };
+    put(&mut order, wish.target);
+    (order, direction)
+}
+
+/// The time between two looks: the shortest period of any rule.
+fn tick(policy: &Policy) -> Duration {
+    let periods = policy
+        .rules
+        .iter()
+        .map(|rule| policy.datapoints(rule).period_ms);
+    Duration::from_millis(periods.min().unwrap_or(policy.period_ms)).max(LEAST_TICK)
+}
+
+fn sampler_of(proc: &Path, seen: &VmDescription, group: &Path) -> Sampler {
+    let mut threads = seen.vcpus.threads.clone();
+    threads.sort_by_key(|thread| thread.vcpu);
+    let tids: Vec<i32> = threads.iter().map(|thread| thread.tid).collect();
+    Sampler::new(proc, seen.pid, &tids, group)
+}
+
+/// Pressure triggers for the metrics that rules look at. Where the kernel takes none, the periodic
+/// look sees the same a little later.
+fn triggers(policy: &Policy, group: &Path) -> Vec<Trigger> {
+    let watched = |metric: Metric| policy.rules.iter().any(|rule| *rule.metric() == metric);
+    let files = [
+        (Metric::MemoryPressure, "memory.pressure"),
+        (Metric::CpuPressure, "cpu.pressure"),
+        (Metric::IoPressure, "io.pressure"),
+    ];
+    files
+        .into_iter()
+        .filter(|(metric, _)| watched(metric.clone()))
+        .filter_map(|(_, file)| Trigger::new(&group.join(file), TRIGGER_PERCENT).ok())
+        .collect()
+}

@@ -1,0 +1,119 @@
+//! From a customer's words to a running instance: checks everything that can be checked before
+//! anything is made, then takes the name, and starts the vmm.
+//!
+//! ```text
+//! LaunchSpec ──prepare──► Instance ──start──► guest runs ──supervise──► ExitReport
+//!             checks,                vmm,                  reboots, stop,
+//!             name taken             agent.sock            cleaning up
+//! ```
+//! Whatever fails leaves nothing behind: no cgroup, no socket, no process, no folder.
+
+mod bounds;
+mod cmdline;
+mod error;
+mod host;
+mod images;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use concertina_api::policy::Policy;
+use concertina_api::vm::VmSpec;
+
+pub use cmdline::{CMDLINE_MAX_BYTES, command_line};
+pub use error::LaunchError;
+pub(crate) use host::Host;
+#[cfg(test)]
+pub(crate) use images::tests::small_bzimage;
+
+use crate::cgroup::InstanceGroup;
+pub use crate::instance::{ExitReport, Instance, Stopper};
+use crate::plan::cpu;
+use crate::state_dir::{InstancePaths, InstanceRecord, StateDir};
+
+/// What a customer asks for.
+#[derive(Debug, Clone)]
+pub struct LaunchSpec {
+    /// Name: `[a-z0-9][a-z0-9-]{0,62}`.
+    pub name: String,
+    /// bzImage, or ELF vmlinux.
+    pub kernel: PathBuf,
+    /// Initial ram file system.
+    pub initrd: Option<PathBuf>,
+    /// What is appended to our kernel command line.
+    pub append: Option<String>,
+    /// Bounds and rules.
+    pub policy: Policy,
+    /// The folder of all instances; made when it is not there.
+    pub state_dir: PathBuf,
+    /// Program and first arguments of the vmm; the path of its `vm.json` is added as the last one.
+    pub vmm_command: Vec<OsString>,
+}
+
+/// Checks a launch and takes its name. On error nothing is left on the host.
+pub fn prepare(spec: LaunchSpec) -> Result<Instance, LaunchError> {
+    prepare_on(&Host::this(), spec)
+}
+
+/// [`prepare`] on a host of which the parts can be replaced.
+pub(crate) fn prepare_on(host: &Host, mut spec: LaunchSpec) -> Result<Instance, LaunchError> {
+    // The vmm may have another working folder than whoever typed these.
+    spec.state_dir = host::absolute(&spec.state_dir)?;
+    spec.kernel = host::absolute(&spec.kernel)?;
+    spec.initrd = spec.initrd.as_deref().map(host::absolute).transpose()?;
+    let state = StateDir::new(spec.state_dir.clone());
+    let paths = state.paths(&spec.name)?;
+    host::check_socket_paths(&paths)?;
+    spec.policy.check(&host.sources())?;
+    bounds::check(&spec.policy.bounds)?;
+    images::check(
+        &spec.kernel,
+        spec.initrd.as_deref(),
+        spec.policy.bounds.memory.min,
+    )?;
+    let vm = vm_spec(&spec, &paths)?;
+    host.check_kvm()?;
+    let tree = host.cgroups()?;
+
+    let (lock, paths) = state.claim(&spec.name)?;
+    clean_up_after_predecessor(&paths)?;
+    Instance::new(spec, vm, paths, &tree, lock)
+}
+
+/// Ends what a supervisor that died may have left under this name, and removes the logs of an
+/// instance that ended. The name's lock is held, so nobody else is using any of it.
+fn clean_up_after_predecessor(paths: &InstancePaths) -> Result<(), LaunchError> {
+    // A record that cannot be read is of no use; its vmm died with the supervisor in any case.
+    if let Ok(Some(record)) = InstanceRecord::read(&paths.record) {
+        if let Some(vmm) = record.vmm {
+            vmm.kill();
+        }
+        if let Some(group) = record.cgroup {
+            InstanceGroup::existing(group).remove()?;
+        }
+    }
+    paths.remove_runtime_files();
+    paths.remove_old_logs();
+    Ok(())
+}
+
+/// What the vmm is told. The cgroup is added when it is made.
+fn vm_spec(spec: &LaunchSpec, paths: &InstancePaths) -> Result<VmSpec, LaunchError> {
+    let bounds = spec.policy.bounds;
+    let first = cpu::rung(bounds.cpus.min);
+    Ok(VmSpec {
+        name: spec.name.clone(),
+        kernel: spec.kernel.clone(),
+        initrd: spec.initrd.clone(),
+        cmdline: command_line(spec.append.as_deref())?,
+        boot_vcpus: first.vcpus,
+        max_vcpus: bounds.cpus.max.vcpus(),
+        quota: first.quota,
+        boot_memory: bounds.memory.min,
+        max_memory: bounds.memory.max,
+        api_socket: paths.vmm_socket.clone(),
+        console_socket: Some(paths.console_socket.clone()),
+        console_log: Some(paths.console_log.clone()),
+        cgroup: None,
+    })
+}

@@ -1,0 +1,446 @@
+//! Carries out a change of size, whoever wants it: act, read back, commit.
+//!
+//! ```text
+//! order ─► bounds ─► act (cpu axis ∥ memory axis) ─► read back ─► event, commit
+//! ```
+//! Each axis is changed by one at a time; the two axes do not wait for each other. An order by hand
+//! or for growth makes a shrink that is under way stop at its next step. Success means that the
+//! device, the guest and the host agree; the report says what was reached, never what was sent.
+
+pub mod cpu;
+pub mod guest;
+pub mod memory;
+pub mod report;
+
+use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use concertina_api::event::EventKind;
+use concertina_api::instance::InstanceSize;
+use concertina_api::policy::step::MEMORY_STEP;
+use concertina_api::policy::{Axis, PolicyBounds};
+use concertina_api::vm::{Outcome, ResizeReport, VmDescription};
+use concertina_api::{Bounds, Bytes, Cpus};
+
+use self::cpu::CpuAxis;
+use self::memory::{MemoryAxis, Pace};
+use self::report::{AxisReport, Timeline, combine};
+use crate::cgroup::{CgroupError, InstanceGroup};
+use crate::events::EventLog;
+use crate::plan::cpu::rung;
+use crate::plan::memory::{Held, fit};
+use crate::policy::Size;
+use crate::signals::{Present, procfs};
+use crate::vmm::VmmClient;
+
+/// How long a guest may take to give back vCPUs that it has not needed for a while.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Who wants another size.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cause {
+    /// A person, or a program on a person's behalf.
+    Manual,
+    /// Rules of the policy, by their text.
+    Rules(Vec<String>),
+}
+
+/// A wish for another size.
+#[derive(Debug, Clone)]
+pub struct Order {
+    /// CPUs; absent: as they are.
+    pub cpus: Option<Cpus>,
+    /// Memory; absent: as it is.
+    pub memory: Option<Bytes>,
+    /// Deadline of the whole.
+    pub timeout: Duration,
+    /// Who wants it.
+    pub cause: Cause,
+    /// What else the event shall say.
+    pub note: Option<String>,
+}
+
+impl Order {
+    /// A wish of a person.
+    pub fn manual(cpus: Option<Cpus>, memory: Option<Bytes>, timeout: Duration) -> Self {
+        Self {
+            cpus,
+            memory,
+            timeout,
+            cause: Cause::Manual,
+            note: None,
+        }
+    }
+
+    fn is_manual(&self) -> bool {
+        self.cause == Cause::Manual
+    }
+}
+
+/// A change that has ended, for whoever decides.
+#[derive(Debug, Clone)]
+pub struct Commit {
+    /// What was changed.
+    pub axis: Axis,
+    /// Who wanted it.
+    pub cause: Cause,
+    /// Size before, in thousandths of a CPU or bytes.
+    pub before: u64,
+    /// Size asked for.
+    pub asked: u64,
+    /// Size after.
+    pub after: u64,
+}
+
+/// Changes the size of one instance.
+#[derive(Debug)]
+pub struct Resizer {
+    bounds: PolicyBounds,
+    /// How long a smaller size holds before a rule's vCPUs are removed.
+    hold: Duration,
+    events: Arc<EventLog>,
+    cpu: Mutex<CpuAxis>,
+    memory: Mutex<MemoryAxis>,
+    /// Orders that want the memory axis more than a shrink does.
+    memory_claims: AtomicU32,
+    /// Sizes in force, readable while an axis is being changed.
+    size: Mutex<Size>,
+    target: Mutex<Size>,
+    last: Mutex<Option<ResizeReport<InstanceSize>>>,
+    commits: Mutex<Vec<Commit>>,
+    /// vCPUs online or coming, and what the memory devices hold: as the last change left them.
+    vcpus: Mutex<u32>,
+    held: Mutex<Held>,
+    /// Process id of the vmm; 0: there is none.
+    vmm_pid: AtomicI32,
+}
+
+impl Resizer {
+    /// For an instance that starts at the lower bounds.
+    pub fn new(
+        bounds: PolicyBounds,
+        hold: Duration,
+        vmm: VmmClient,
+        group: InstanceGroup,
+        events: Arc<EventLog>,
+    ) -> Self {
+        let first = Size {
+            cpus: bounds.cpus.min,
+            memory: bounds.memory.min,
+        };
+        Self {
+            bounds,
+            hold,
+            events,
+            cpu: Mutex::new(CpuAxis::new(vmm.clone(), first.cpus)),
+            memory: Mutex::new(MemoryAxis::new(vmm, group, bounds.memory)),
+            memory_claims: AtomicU32::new(0),
+            size: Mutex::new(first),
+            target: Mutex::new(first),
+            last: Mutex::new(None),
+            commits: Mutex::new(Vec::new()),
+            vcpus: Mutex::new(rung(first.cpus).vcpus),
+            held: Mutex::new(Held {
+                plugged: first.memory,
+                balloon: Bytes(0),
+            }),
+            vmm_pid: AtomicI32::new(0),
+        }
+    }
+
+    /// A new life of the vmm begins at the lower bounds, with the ceiling that belongs to them.
+    pub fn begin_life(&self) -> Result<(), CgroupError> {
+        let first = Size {
+            cpus: self.bounds.cpus.min,
+            memory: self.bounds.memory.min,
+        };
+        lock(&self.cpu).restart(first.cpus);
+        *lock(&self.vcpus) = rung(first.cpus).vcpus;
+        let mut memory = lock(&self.memory);
+        memory.restart()?;
+        *lock(&self.size) = first;
+        *lock(&self.target) = first;
+        self.keep_memory(&memory);
+        Ok(())
+    }
+
+    /// Tells which process holds the guest's memory; 0: none.
+    pub fn set_vmm_pid(&self, pid: i32) {
+        self.vmm_pid.store(pid, Ordering::SeqCst);
+    }
+
+    /// What the instance shall have: what an order under way asks for, else what it has.
+    pub fn target(&self) -> Size {
+        *lock(&self.target)
+    }
+
+    /// What the last resize reached.
+    pub fn size(&self) -> Size {
+        *lock(&self.size)
+    }
+
+    /// What the instance has, for a look at its counters.
+    pub fn present(&self) -> Present {
+        Present {
+            cpus: self.size().cpus,
+            vcpus: *lock(&self.vcpus),
+            held: *lock(&self.held),
+        }
+    }
+
+    /// Whether a change of this axis is under way.
+    pub fn is_busy(&self, axis: Axis) -> bool {
+        match axis {
+            Axis::Cpus => matches!(self.cpu.try_lock(), Err(TryLockError::WouldBlock)),
+            Axis::Memory => matches!(self.memory.try_lock(), Err(TryLockError::WouldBlock)),
+        }
+    }
+
+    /// The devices hold something else than the last change reached: the guest has deflated its
+    /// balloon by itself.
+    pub fn memory_was_seen(&self, seen: &VmDescription) {
+        let Ok(mut memory) = self.memory.try_lock() else {
+            return;
+        };
+        memory.was_seen(seen);
+        self.keep_memory(&memory);
+    }
+
+    fn keep_memory(&self, memory: &MemoryAxis) {
+        lock(&self.size).memory = memory.size();
+        lock(&self.target).memory = memory.size();
+        *lock(&self.held) = memory.held();
+    }
+
+    /// How the last resize ended.
+    pub fn last_report(&self) -> Option<ResizeReport<InstanceSize>> {
+        lock(&self.last).clone()
+    }
+
+    /// Changes that have ended since the last call.
+    pub fn take_commits(&self) -> Vec<Commit> {
+        std::mem::take(&mut lock(&self.commits))
+    }
+
+    /// Carries out an order and waits for its end.
+    pub fn carry_out(&self, order: &Order) -> ResizeReport<InstanceSize> {
+        let timeline = Timeline::begin();
+        let asked = InstanceSize {
+            cpus: order.cpus,
+            memory: order.memory,
+        };
+        if let Err(reason) = self.check(order) {
+            return self.refuse(asked, reason, timeline);
+        }
+        let before = self.size();
+        let resident_before = self.resident();
+        let (cpu, memory) = thread::scope(|scope| {
+            let cpu = order.cpus.map(|target| {
+                let timeline = timeline.clone();
+                thread::Builder::new()
+                    .name("resize-cpu".into())
+                    .spawn_scoped(scope, move || self.change_cpus(target, order, timeline))
+            });
+            let memory = order
+                .memory
+                .map(|target| self.change_memory(target, order, timeline.clone()));
+            let cpu = cpu.map(|spawned| match spawned {
+                Ok(thread) => thread.join().map_err(|_| "the thread failed".to_owned()),
+                Err(error) => Err(error.to_string()),
+            });
+            (cpu, memory)
+        });
+        let cpu = cpu.map(|ended| {
+            ended.unwrap_or_else(|why| {
+                let reason = format!("CPUs could not be changed: {why}");
+                AxisReport::refused(before.cpus, reason, timeline.clone())
+            })
+        });
+        let report = combine(asked, cpu, memory, timeline);
+        self.finish(order, before, resident_before, report)
+    }
+
+    /// Removes vCPUs that a smaller size has not needed for long enough.
+    pub fn settle(&self, now: Instant) {
+        let mut cpu = lock(&self.cpu);
+        let resident = self.resident();
+        let vcpus_before = cpu.vcpus();
+        let Some(report) = cpu.settle(now, self.hold, SETTLE_TIMEOUT, Timeline::begin()) else {
+            return;
+        };
+        let vcpus = cpu.vcpus();
+        let size = cpu.size();
+        drop(cpu);
+        lock(&self.size).cpus = size;
+        *lock(&self.vcpus) = vcpus;
+        let asked = InstanceSize {
+            cpus: Some(size),
+            memory: None,
+        };
+        let timeline = report.timeline.clone();
+        let report = combine(asked, Some(report), None, timeline);
+        self.events.append(EventKind::Resized {
+            cause: "shrink_window".into(),
+            note: Some(format!(
+                "the smaller size has held: vCPUs {vcpus_before} -> {vcpus}, size unchanged"
+            )),
+            before: asked,
+            report,
+            resident_before: resident,
+            resident_after: resident,
+        });
+    }
+
+    /// When vCPUs are to be removed next.
+    pub fn settle_due(&self) -> Option<Instant> {
+        self.cpu.try_lock().ok()?.removal_due()
+    }
+
+    fn change_cpus(&self, target: Cpus, order: &Order, timeline: Timeline) -> AxisReport<Cpus> {
+        let mut cpu = lock(&self.cpu);
+        let before = cpu.size();
+        lock(&self.target).cpus = target;
+        {
+            let mut vcpus = lock(&self.vcpus);
+            *vcpus = (*vcpus).max(rung(target).vcpus);
+        }
+        let hold = (!order.is_manual()).then_some(self.hold);
+        let left = order.timeout.saturating_sub(timeline.began().elapsed());
+        let report = cpu.go_to(target, hold, left, timeline);
+        lock(&self.size).cpus = report.got;
+        lock(&self.target).cpus = report.got;
+        *lock(&self.vcpus) = cpu.vcpus();
+        lock(&self.commits).push(Commit {
+            axis: Axis::Cpus,
+            cause: order.cause.clone(),
+            before: before.milli().into(),
+            asked: target.milli().into(),
+            after: report.got.milli().into(),
+        });
+        report
+    }
+
+    fn change_memory(&self, target: Bytes, order: &Order, timeline: Timeline) -> AxisReport<Bytes> {
+        // A shrink under way looks at the claims after each step, and gives way.
+        let claim = order.is_manual() || target > self.size().memory;
+        if claim {
+            self.memory_claims.fetch_add(1, Ordering::SeqCst);
+        }
+        let mut memory = lock(&self.memory);
+        if claim {
+            self.memory_claims.fetch_sub(1, Ordering::SeqCst);
+        }
+        let before = memory.size();
+        let fitted = fit(target, &self.bounds.memory, Bytes(MEMORY_STEP));
+        lock(&self.target).memory = fitted.size;
+        let pace = if order.is_manual() {
+            Pace::AtOnce
+        } else {
+            Pace::InSteps
+        };
+        let left = order.timeout.saturating_sub(timeline.began().elapsed());
+        let deadline = Instant::now() + left;
+        let give_way = || self.memory_claims.load(Ordering::SeqCst) > 0;
+        let mut report = memory.go_to(fitted.size, pace, deadline, &give_way, timeline);
+        if let Some(note) = fitted.note {
+            report.reason = Some(
+                report
+                    .reason
+                    .map_or(note.clone(), |why| format!("{note}; {why}")),
+            );
+        }
+        self.keep_memory(&memory);
+        lock(&self.commits).push(Commit {
+            axis: Axis::Memory,
+            cause: order.cause.clone(),
+            before: before.get(),
+            asked: target.get(),
+            // What the devices hold: the guest may count less of it as its own.
+            after: memory.size().get(),
+        });
+        report
+    }
+
+    /// An order outside the bounds is refused whole; nothing of it is begun.
+    fn check(&self, order: &Order) -> Result<(), String> {
+        fn inside<T: Ord + Copy + std::fmt::Display>(
+            what: &str,
+            asked: Option<T>,
+            bounds: Bounds<T>,
+        ) -> Result<(), String> {
+            match asked {
+                Some(size) if !bounds.contains(size) => Err(format!(
+                    "{what} {size} is outside the bounds of this instance: {} to {} is allowed",
+                    bounds.min, bounds.max
+                )),
+                _ => Ok(()),
+            }
+        }
+        inside("CPU count", order.cpus, self.bounds.cpus)?;
+        inside("Memory", order.memory, self.bounds.memory)
+    }
+
+    fn refuse(
+        &self,
+        asked: InstanceSize,
+        reason: String,
+        mut timeline: Timeline,
+    ) -> ResizeReport<InstanceSize> {
+        let size = self.size();
+        timeline.note("total");
+        let report = ResizeReport {
+            outcome: Outcome::Refused,
+            asked,
+            got: InstanceSize {
+                cpus: asked.cpus.map(|_| size.cpus),
+                memory: asked.memory.map(|_| size.memory),
+            },
+            reason: Some(reason),
+            ost: None,
+            timeline_ms: timeline.into_steps(),
+        };
+        *lock(&self.last) = Some(report.clone());
+        report
+    }
+
+    /// Says what happened, once, to the events and to whoever asks for the last resize.
+    fn finish(
+        &self,
+        order: &Order,
+        before: Size,
+        resident_before: u64,
+        report: ResizeReport<InstanceSize>,
+    ) -> ResizeReport<InstanceSize> {
+        self.events.append(EventKind::Resized {
+            cause: match &order.cause {
+                Cause::Manual => "manual".into(),
+                Cause::Rules(rules) => rules.join("; "),
+            },
+            note: order.note.clone(),
+            before: InstanceSize {
+                cpus: order.cpus.map(|_| before.cpus),
+                memory: order.memory.map(|_| before.memory),
+            },
+            report: report.clone(),
+            resident_before,
+            resident_after: self.resident(),
+        });
+        *lock(&self.last) = Some(report.clone());
+        report
+    }
+
+    /// Anonymous memory of the vmm that is resident on the host, in bytes, of which all but some
+    /// MiB is guest RAM; 0 when there is no vmm.
+    fn resident(&self) -> u64 {
+        procfs::resident_anonymous(self.vmm_pid.load(Ordering::SeqCst)).unwrap_or(0)
+    }
+}
+
+/// A thread that panicked leaves its data whole: each change of a size is one assignment.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner())
+}

@@ -1,0 +1,231 @@
+//! One look at an instance: host counters since the look before, and the guest's memory.
+//!
+//! Rates are of the time since the look before. After a resize the sampler starts afresh, so that no
+//! rate mixes two sizes.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use concertina_api::Cpus;
+use concertina_api::policy::Metric;
+use concertina_api::vm::BalloonStatistics;
+
+use super::counters::{CounterFile, Total};
+use super::procfs::parse_schedstat;
+use super::psi::parse_some_total;
+use crate::cgroup::flat_value;
+use crate::plan::memory::Held;
+use crate::policy::{MemoryShort, Observations, Sample};
+use crate::resize::guest;
+
+/// The pressure files that metrics are told from.
+const PRESSURES: [(Metric, &str); 3] = [
+    (Metric::CpuPressure, "cpu.pressure"),
+    (Metric::MemoryPressure, "memory.pressure"),
+    (Metric::IoPressure, "io.pressure"),
+];
+
+/// One vCPU's thread.
+#[derive(Debug)]
+struct VcpuThread {
+    schedstat: CounterFile,
+    run_ns: Total,
+    wait_ns: Total,
+}
+
+/// What the instance has at the moment of a look.
+#[derive(Debug, Clone, Copy)]
+pub struct Present {
+    /// Its CPU size.
+    pub cpus: Cpus,
+    /// vCPUs that are online or coming.
+    pub vcpus: u32,
+    /// What its memory devices hold.
+    pub held: Held,
+}
+
+/// Looks at one vmm.
+#[derive(Debug)]
+pub struct Sampler {
+    threads: Vec<VcpuThread>,
+    cpu_stat: CounterFile,
+    throttled_us: Total,
+    pressures: Vec<(Metric, CounterFile, Total)>,
+    oom_kills: Total,
+    alloc_stalls: Total,
+    looked: Option<Instant>,
+    buffer: Vec<u8>,
+}
+
+impl Sampler {
+    /// For the vCPU threads `tids`, in the order of their vCPUs, of process `pid`, in `group`.
+    pub fn new(proc: &Path, pid: i32, tids: &[i32], group: &Path) -> Self {
+        let task = |tid: &i32| -> PathBuf { proc.join(format!("{pid}/task/{tid}/schedstat")) };
+        Self {
+            threads: tids
+                .iter()
+                .map(|tid| VcpuThread {
+                    schedstat: CounterFile::new(&task(tid)),
+                    run_ns: Total::default(),
+                    wait_ns: Total::default(),
+                })
+                .collect(),
+            cpu_stat: CounterFile::new(&group.join("vcpu/cpu.stat")),
+            throttled_us: Total::default(),
+            pressures: PRESSURES
+                .into_iter()
+                .map(|(metric, name)| {
+                    (
+                        metric,
+                        CounterFile::new(&group.join(name)),
+                        Total::default(),
+                    )
+                })
+                .collect(),
+            oom_kills: Total::default(),
+            alloc_stalls: Total::default(),
+            looked: None,
+            buffer: Vec::new(),
+        }
+    }
+
+    /// Takes new baselines without a look: the size has changed. Every thread is read, so that one
+    /// that comes online later has a baseline too.
+    pub fn rebase(&mut self) {
+        let all = u32::try_from(self.threads.len()).unwrap_or(u32::MAX);
+        self.advance_threads(all);
+        self.advance_throttled();
+        self.advance_pressures(Duration::ZERO, 0, &mut BTreeMap::new());
+        self.looked = Some(Instant::now());
+    }
+
+    /// Looks at the host's counters; `now_ms` is the time of the samples.
+    pub fn look(&mut self, present: &Present, now_ms: u64) -> Observations {
+        let mut seen = Observations::default();
+        let now = Instant::now();
+        let passed = self
+            .looked
+            .map(|looked| now.saturating_duration_since(looked));
+        self.looked = Some(now);
+        let times = self.advance_threads(present.vcpus);
+        let throttled_us = self.advance_throttled();
+        let Some(passed) = passed.filter(|passed| !passed.is_zero()) else {
+            self.advance_pressures(Duration::ZERO, now_ms, &mut BTreeMap::new());
+            return seen;
+        };
+        let passed_ns = passed.as_nanos() as f64;
+        let mut put = |metric: Metric, value: f64| {
+            seen.samples.insert(
+                metric,
+                Sample {
+                    value,
+                    at_ms: now_ms,
+                },
+            );
+        };
+        if let Some((run_ns, wait_ns)) = times {
+            let capacity_ns = passed_ns * present.cpus.as_f64();
+            put(Metric::Cpu, percent(run_ns as f64, capacity_ns));
+            // A throttled thread waits too, but by our own quota and not for want of the host. In a
+            // VM without the group nothing is throttled.
+            let own_us = throttled_us.unwrap_or(0);
+            let stolen_ns = wait_ns.saturating_sub(own_us.saturating_mul(1000));
+            put(
+                Metric::CpuSteal,
+                percent(stolen_ns as f64, passed_ns * f64::from(present.vcpus)),
+            );
+        }
+        self.advance_pressures(passed, now_ms, &mut seen.samples);
+        seen
+    }
+
+    /// Adds what the guest says. `statistics`: absent when the vmm did not answer.
+    pub fn look_at_guest(
+        &mut self,
+        statistics: Option<&BalloonStatistics>,
+        present: &Present,
+        now_ms: u64,
+        seen: &mut Observations,
+    ) {
+        let guest = statistics.and_then(|said| guest::read(said, present.held));
+        let stalled = self
+            .alloc_stalls
+            .advance(guest.map(|guest| guest.alloc_stalls));
+        let killed = self.oom_kills.advance(guest.map(|guest| guest.oom_kills));
+        if stalled.is_some_and(|count| count > 0) {
+            seen.memory_short = Some(MemoryShort::AllocStall);
+        }
+        if killed.is_some_and(|count| count > 0) {
+            seen.memory_short = Some(MemoryShort::OomKill);
+        }
+        let Some(guest) = guest else { return };
+        // The numbers are as old as the guest's answer, not as our question.
+        let age_ms = statistics.and_then(|said| said.age_ms).unwrap_or(0);
+        let at_ms = now_ms.saturating_sub(age_ms);
+        let used = percent(guest.used().get() as f64, guest.total.get() as f64);
+        seen.samples
+            .insert(Metric::Memory, Sample { value: used, at_ms });
+        let value = guest.available.get() as f64;
+        seen.samples
+            .insert(Metric::MemoryAvailable, Sample { value, at_ms });
+    }
+
+    /// Run time and wait time of the first `vcpus` threads since the look before, in nanoseconds.
+    /// `None` when one of them is unknown: a sum without it would be too small.
+    fn advance_threads(&mut self, vcpus: u32) -> Option<(u64, u64)> {
+        let online = usize::try_from(vcpus).ok()?;
+        let mut sum = Some((0u64, 0u64));
+        for thread in self.threads.iter_mut().take(online) {
+            let times = thread
+                .schedstat
+                .read(&mut self.buffer)
+                .and_then(parse_schedstat);
+            let run = thread.run_ns.advance(times.map(|times| times.run_ns));
+            let wait = thread.wait_ns.advance(times.map(|times| times.wait_ns));
+            sum = match (sum, run, wait) {
+                (Some((runs, waits)), Some(run), Some(wait)) => {
+                    Some((runs.saturating_add(run), waits.saturating_add(wait)))
+                }
+                _ => None,
+            };
+        }
+        sum.filter(|_| online > 0 && online <= self.threads.len())
+    }
+
+    fn advance_throttled(&mut self) -> Option<u64> {
+        let text = self.cpu_stat.read(&mut self.buffer);
+        let throttled = text.and_then(|text| flat_value(text, "throttled_usec"));
+        self.throttled_us.advance(throttled)
+    }
+
+    fn advance_pressures(
+        &mut self,
+        passed: Duration,
+        now_ms: u64,
+        samples: &mut BTreeMap<Metric, Sample>,
+    ) {
+        for (metric, file, total) in &mut self.pressures {
+            let waited = total.advance(file.read(&mut self.buffer).and_then(parse_some_total));
+            if let Some(waited_us) = waited.filter(|_| !passed.is_zero()) {
+                let value = percent(waited_us as f64, passed.as_micros() as f64);
+                samples.insert(
+                    metric.clone(),
+                    Sample {
+                        value,
+                        at_ms: now_ms,
+                    },
+                );
+            }
+        }
+    }
+}
+
+/// A share in percent; not a number where there is nothing to share, which reads as unknown.
+fn percent(part: f64, whole: f64) -> f64 {
+    if whole > 0.0 {
+        part / whole * 100.0
+    } else {
+        f64::NAN
+    }
+}
