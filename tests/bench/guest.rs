@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-const BOOT_LIMIT: Duration = Duration::from_secs(90);
+const BOOT_LIMIT: Duration = Duration::from_secs(240);
 const STEP_LIMIT: Duration = Duration::from_secs(60);
 
 const WATCH: &str = "mkfifo /w; (exec 9<>/w; c=; m=; while :; do read n </sys/devices/system/cpu/online; \
@@ -78,7 +78,12 @@ impl Guest {
         };
         while guest.answer("true", Duration::from_secs(3)).is_none() {
             if started.elapsed() > BOOT_LIMIT {
-                bail!("The guest's shell does not answer");
+                let text = guest
+                    .output
+                    .text
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner);
+                bail!("The guest's shell does not answer; its console says:\n{text}");
             }
         }
         guest.type_line(WATCH)?;

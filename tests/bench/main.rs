@@ -1,8 +1,8 @@
 //! Measures what the README quotes: boot, overhead, how soon a resize is seen, how soon a threshold
 //! acts, and the same resizes under Debian's QEMU on the same host.
 //!
-//! `scripts/bench` runs `bench boot` where a clock counts instructions and `bench live` where guests
-//! run at full speed, and then prints both with `bench report`. Each part writes a JSON file.
+//! `scripts/bench` runs `bench boot` where a clock counts instructions and the other parts where
+//! guests run at full speed, and then prints both with `bench report`. Each run writes a JSON file.
 
 mod boot;
 mod footprint;
@@ -22,12 +22,15 @@ use anyhow::{Context, Result, bail};
 use report::Results;
 
 const USAGE: &str = "\
-Usage: bench boot|live --kernel FILE --initrd FILE --out FILE [--rounds N] [--peer-root DIR]
+Usage: bench PART[,PART]... --kernel FILE --initrd FILE --out FILE [--rounds N] [--peer-root DIR]
        bench report FILE... --out FILE
 
   boot            boot to power-off, and the guest's uptime at its init
-  live            overhead, latencies of resizes, reaction of thresholds, and QEMU beside them
-  report          prints the results of both as a table, and writes them to one file
+  footprint       memory of an instance beside its guest's RAM, and of its idle guest
+  reaction        from a load step in the guest to the vCPU that a threshold adds
+  latency         from the request to the resize that is seen
+  peer            the same under QEMU
+  report          prints the results of several runs as a table, and writes them to one file
   --rounds N      how often each resize is measured (20)
   --peer-root DIR a root folder with Debian's QEMU in it; without one, the QEMU on the PATH";
 
@@ -97,14 +100,15 @@ fn run(arguments: &[String]) -> Result<()> {
             peer_root,
         };
         let mut results = Results::default();
-        match part.as_str() {
-            "boot" => boot::measure(&options, &mut results)?,
-            "live" => {
-                footprint::measure(&options, &mut results)?;
-                reaction::measure(&options, &mut results)?;
-                latency::measure(&options, &mut results)?;
+        for part in part.split(',') {
+            match part {
+                "boot" => boot::measure(&options, &mut results)?,
+                "footprint" => footprint::measure(&options, &mut results)?,
+                "reaction" => reaction::measure(&options, &mut results)?,
+                "latency" => latency::measure(&options, &mut results)?,
+                "peer" => latency::measure_peer(&options, &mut results)?,
+                _ => bail!("'{part}' is not a part of the benchmark\n{USAGE}"),
             }
-            _ => bail!("'{part}' is not a part of the benchmark\n{USAGE}"),
         }
         results
     };

@@ -12,7 +12,7 @@ use concertina_api::units::Bytes;
 
 use crate::instance::Instance;
 
-const BOOT_LIMIT: Duration = Duration::from_secs(90);
+const BOOT_LIMIT: Duration = Duration::from_secs(240);
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 
 /// What the load generator wants at a moment, and what it got.
