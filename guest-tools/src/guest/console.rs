@@ -39,6 +39,14 @@ impl Shell {
         shell
     }
 
+    /// Its process id, while it runs.
+    pub fn pid(&self) -> Option<Pid> {
+        match self.state {
+            State::Running { pid, .. } => Some(pid),
+            State::Resting { .. } => None,
+        }
+    }
+
     /// Starts it again when its rest is over.
     pub fn start_if_due(&mut self) {
         let State::Resting { until } = self.state else { return };
@@ -132,6 +140,8 @@ fn spawn_on_console(mut command: Command) -> io::Result<Pid> {
 
 fn spawn(mut command: Command) -> io::Result<Pid> {
     command.env("PATH", SEARCH_PATH).env("HOME", "/root").env("TERM", "vt220");
+    // SAFETY: between fork and exec only a system call is made, and nothing is allocated.
+    unsafe { command.pre_exec(sys::unblock_signals) };
     // Process 1 reaps every child by itself: the handle is not waited for.
     let child = command.spawn()?;
     Pid::try_from(child.id()).map_err(io::Error::other)

@@ -24,6 +24,15 @@ enum Foreground {
     Nothing,
 }
 
+impl Foreground {
+    fn shell(&self) -> Option<Pid> {
+        match self {
+            Self::Shell(shell) => shell.pid(),
+            Self::Command(_) | Self::Nothing => None,
+        }
+    }
+}
+
 /// Runs the machine.
 pub fn run() -> ! {
     let uptime = sys::uptime();
@@ -31,12 +40,14 @@ pub fn run() -> ! {
     filesystems::mount_all();
     reopen_console_if_missing();
     let options = BootOptions::read();
+    // Before there is a second thread: one that let these signals through would take them away, and
+    // a fatal one would then end process 1 and the kernel with it.
+    let signals = open_signals();
     modules::load_all();
     onliner::spawn();
     if let Some(how) = options.end {
-        power::end(how, None);
+        power::end(how, signals.as_ref(), None);
     }
-    let signals = open_signals();
     let button = PowerButton::open()
         .inspect_err(|error| {
             sys::say(&format!("concertina-guest: No power button events: {error}"));
@@ -90,7 +101,7 @@ fn start(options: &BootOptions) -> Foreground {
 /// The end of a machine that had one command to run.
 fn finish(status: i32, signals: Option<&SignalFile>) -> ! {
     sys::say(&format!("concertina-guest: exit status {status}"));
-    power::end(Ending::PowerOff, signals)
+    power::end(Ending::PowerOff, signals, None)
 }
 
 fn serve(signals: Option<SignalFile>, button: Option<PowerButton>, mut front: Foreground) -> ! {
@@ -111,13 +122,13 @@ fn serve(signals: Option<SignalFile>, button: Option<PowerButton>, mut front: Fo
         let ready = sys::wait_readable(&files, timeout);
         while let Some(signal) = signals.as_ref().and_then(SignalFile::next) {
             if let Some(how) = power::ending_for(signal) {
-                power::end(how, signals.as_ref());
+                power::end(how, signals.as_ref(), front.shell());
             }
         }
         let pressed = ready.get(1) == Some(&true) && button.as_ref().is_some_and(PowerButton::pressed);
         if pressed {
             sys::say("concertina-guest: The power button was pressed");
-            power::end(Ending::PowerOff, signals.as_ref());
+            power::end(Ending::PowerOff, signals.as_ref(), front.shell());
         }
     }
 }

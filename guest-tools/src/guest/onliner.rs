@@ -106,7 +106,8 @@ fn online_memory(device: &Path, voice: Voice) {
 }
 
 fn online(file: &Path, offline: &str, wanted: &str, voice: Voice) {
-    if !fs::read_to_string(file).is_ok_and(|state| state.trim() == offline) {
+    let is_offline = || fs::read_to_string(file).is_ok_and(|state| state.trim() == offline);
+    if !is_offline() {
         return;
     }
     let shown = file.parent().unwrap_or(file).display();
@@ -115,6 +116,8 @@ fn online(file: &Path, offline: &str, wanted: &str, voice: Voice) {
             sys::say(&format!("concertina-guest: online {shown}"));
         }
         Ok(()) => {}
+        // The kernel announces memory before it brings it online by itself, and then refuses ours.
+        Err(_) if !is_offline() => {}
         Err(error) => {
             sys::say(&format!("concertina-guest: Cannot bring {shown} online: {error}"));
         }

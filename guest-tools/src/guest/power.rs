@@ -45,8 +45,12 @@ fn init_is_ours() -> bool {
 }
 
 /// Process 1's way out: tell every program, wait for them as long as the grace lasts, then end.
-pub fn end(how: Ending, signals: Option<&SignalFile>) -> ! {
-    // Interactive shells ignore TERM and end on HUP; stopped ones need CONT to hear either.
+/// An interactive shell ignores being told and has nothing to save: `shell` is not waited for.
+pub fn end(how: Ending, signals: Option<&SignalFile>, shell: Option<libc::pid_t>) -> ! {
+    if let Some(shell) = shell {
+        let _ = sys::kill(shell, libc::SIGKILL);
+    }
+    // Stopped programs need CONT to hear the others.
     for signal in [libc::SIGTERM, libc::SIGHUP, libc::SIGCONT] {
         let _ = sys::kill(-1, signal);
     }

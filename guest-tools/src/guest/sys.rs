@@ -308,6 +308,14 @@ pub fn ignore_signal(signal: c_int, ignore: bool) {
     unsafe { libc::signal(signal, handler) };
 }
 
+/// Lets every signal through again. Process 1 blocks some, and a program that it starts would inherit
+/// that. For use between fork and exec: allocates nothing.
+pub fn unblock_signals() -> io::Result<()> {
+    let none = signal_set(&[]);
+    // SAFETY: `none` is initialised; the old mask is not asked for.
+    check(unsafe { libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut()) }).map(drop)
+}
+
 /// Whether a descriptor of this process is open.
 pub fn is_open(fd: RawFd) -> bool {
     // SAFETY: no pointers.
