@@ -45,8 +45,10 @@ impl Cpu {
     /// The processor of this host.
     pub fn of_this_host() -> Self {
         let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let exists = |path: &str| fs::exists(path).unwrap_or(false);
         Self {
-            has_device: fs::exists(DEVICE).unwrap_or(false),
+            has_module: exists("/sys/module/kvm_intel") || exists("/sys/module/kvm_amd"),
+            has_device: exists(DEVICE),
             ..Self::parse(&info)
         }
     }
@@ -180,11 +182,21 @@ mod tests {
             Kind::Emulated
         );
         assert_eq!(cpu("Intel Xeon", "hypervisor svm_lock").kind(), Kind::None);
-        let other = Cpu {
+    }
+
+    #[test]
+    fn a_device_without_its_module_cannot_run_instances() {
+        let bare = Cpu {
             has_device: true,
-            ..cpu("Intel Xeon", "hypervisor")
+            ..cpu("Intel Xeon", "vmx hypervisor")
         };
-        assert_eq!(other.kind(), Kind::Other);
+        assert_eq!(bare.kind(), Kind::Other);
+        assert_eq!(check_cpu(&bare).verdict, super::super::Verdict::Missing);
+        let with_module = Cpu {
+            has_module: true,
+            ..bare
+        };
+        assert_eq!(with_module.kind(), Kind::Nested);
     }
 
     #[test]
