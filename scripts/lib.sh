@@ -44,13 +44,14 @@ quietly() {
     fi
 }
 
-APT_REFRESHED=no
+# Once in a while is enough, for all scripts together.
 refresh_package_lists() {
-    [ "$APT_REFRESHED" = no ] || return 0
+    local marker=$CONCERTINA_CACHE/.package-lists
+    [ -z "$(find "$marker" -mmin -10 2>/dev/null)" ] || return 0
     command -v apt-get >/dev/null || die "This machine has no apt-get: the scripts set up Debian and its descendants only"
     say "Refreshing the package lists"
     quietly as_root apt-get update || die "apt-get update failed: see above"
-    APT_REFRESHED=yes
+    touch "$marker"
 }
 
 # need_command COMMAND PACKAGE: installs PACKAGE when COMMAND is missing.
@@ -86,8 +87,10 @@ fetch_package() {
         dpkg -x "$scratch"/*.deb "$scratch/root" || die "Package $name could not be unpacked"
         mv "$scratch"/*.deb "$scratch/root/.package.deb"
         touch "$scratch/root/.complete"
-        rm -rf "$folder"
-        mv "$scratch/root" "$folder"
+        # Another script may have been faster: its folder is as good.
+        [ -e "$folder/.complete" ] || rm -rf "$folder"
+        mv -T "$scratch/root" "$folder" 2>/dev/null || [ -e "$folder/.complete" ] ||
+            die "Package $name could not be put into $folder"
         rm -rf "$scratch"
     fi
     printf '%s\n' "$folder"
