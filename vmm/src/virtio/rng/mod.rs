@@ -90,7 +90,9 @@ impl Rng {
         match active.serve(&self.counters) {
             Ok(Turn::Done) => {}
             // A full event counter means that the wakeup is pending already.
-            Ok(Turn::MoreToDo) => drop(self.wakeup.write(1)),
+            Ok(Turn::MoreToDo) => {
+                let _ = self.wakeup.write(1);
+            }
             Err(_) => {
                 active.interrupt.needs_reset();
                 self.active = None;
