@@ -7,7 +7,7 @@
 //! loads at which some rule begins to fire, so walking it once between each two of those loads, from
 //! every reachable size, finds every cycle. Pressure and custom metrics are checked for overlap only.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 
 use super::rule::level_text;
 use super::step::{self, size_text};
@@ -100,11 +100,15 @@ fn overlap_error(grow: &Threshold, shrink: &Threshold) -> PolicyError {
     }
 }
 
-/// The rules of one axis whose metric follows from load and size.
+/// The rules of one axis whose metric follows from load and size, and the sizes they lead to.
 struct Model<'a> {
     axis: Axis,
     bounds: Bounds<u64>,
     rules: Vec<&'a Rule>,
+    /// Ascending.
+    sizes: Vec<u64>,
+    /// For each size and rule, in this order: where a threshold leads when it fires.
+    targets: Vec<u64>,
 }
 
 /// One resize of the walk.
@@ -125,44 +129,55 @@ impl<'a> Model<'a> {
             .rules
             .iter()
             .filter(|r| r.axis() == axis && modelled(r.metric()));
-        Self {
+        let mut model = Self {
             axis,
             bounds: policy.bounds.of(axis),
             rules: rules.collect(),
-        }
+            sizes: Vec::new(),
+            targets: Vec::new(),
+        };
+        model.sizes = model.reachable();
+        model.targets = model
+            .sizes
+            .iter()
+            .flat_map(|size| model.leads(*size))
+            .collect();
+        model
     }
 
-    /// Sizes that the rules can lead to from either bound.
-    fn sizes(&self) -> BTreeSet<u64> {
+    /// Where each rule leads from a size. Target tracking reaches every multiple of its step: here
+    /// it leads to the next one.
+    fn leads(&self, size: u64) -> impl Iterator<Item = u64> {
+        self.rules.iter().map(move |rule| match rule {
+            Rule::Threshold(rule) => step::target(rule.action, size, &self.bounds),
+            Rule::Target(_) => {
+                let step = step::tracking_step(self.axis, &self.bounds);
+                self.bounds
+                    .clamp(step::round_up(size.saturating_add(1), step))
+            }
+        })
+    }
+
+    /// Sizes that the rules can lead to from either bound, ascending.
+    fn reachable(&self) -> Vec<u64> {
         let most = (SIZES_TIMES_RULES / self.rules.len().max(1)).max(16);
         let mut sizes = BTreeSet::from([self.bounds.min, self.bounds.max]);
         let mut open = VecDeque::from([self.bounds.min, self.bounds.max]);
         while let Some(size) = open.pop_front() {
-            for rule in &self.rules {
-                let next = match rule {
-                    Rule::Threshold(rule) => {
-                        vec![step::apply(rule.action, size, &self.bounds).target]
-                    }
-                    Rule::Target(_) => {
-                        let step = step::tracking_step(self.axis, &self.bounds);
-                        let next = step::round_up(size.saturating_add(1), step);
-                        vec![self.bounds.clamp(next)]
-                    }
-                };
-                for size in next {
-                    if sizes.len() < most && sizes.insert(size) {
-                        open.push_back(size);
-                    }
+            for next in self.leads(size) {
+                if sizes.len() < most && sizes.insert(next) {
+                    open.push_back(next);
                 }
             }
         }
-        sizes
+        sizes.into_iter().collect()
     }
 
     /// Loads between those at which a rule begins to fire at one of the sizes, in the axis's unit.
-    fn loads(&self, sizes: &BTreeSet<u64>) -> Vec<f64> {
+    fn loads(&self) -> Vec<f64> {
         let mut edges = vec![0.0];
-        for size in sizes {
+        let half_step = step::tracking_step(self.axis, &self.bounds) as f64 / 2.0;
+        for size in &self.sizes {
             let size = *size as f64;
             for rule in &self.rules {
                 match rule {
@@ -175,8 +190,7 @@ impl<'a> Model<'a> {
                     }
                     Rule::Threshold(rule) => edges.push(size * rule.level / 100.0),
                     Rule::Target(rule) => {
-                        let half = step::tracking_step(self.axis, &self.bounds) as f64 / 2.0;
-                        let sizes = [size - half, size, size + half];
+                        let sizes = [size - half_step, size, size + half_step];
                         edges.extend(sizes.map(|size| size * rule.level / 100.0));
                     }
                 }
@@ -192,48 +206,57 @@ impl<'a> Model<'a> {
             .collect()
     }
 
-    /// What the rules do at this size under this load: growth first, then the smallest shrink.
-    fn next(&self, size: u64, load: f64) -> Option<Move<'a>> {
-        let wanted = self.rules.iter().filter_map(|rule| {
-            let value = value(rule.metric(), size, load);
-            let stepped = match rule {
-                Rule::Threshold(rule) => rule
-                    .comparison
-                    .breached(value, rule.level)
-                    .then(|| step::apply(rule.action, size, &self.bounds)),
-                Rule::Target(Target { level, .. }) => {
-                    Some(step::track(self.axis, *level, value, size, &self.bounds))
-                }
-            };
-            stepped
-                .map(|s| Move {
-                    from: size,
-                    to: s.target,
+    /// What the rules do at every size under this load: growth first, then the smallest shrink.
+    fn moves(&self, load: f64) -> Vec<Option<Move<'a>>> {
+        let targets = self.targets.chunks_exact(self.rules.len().max(1));
+        let at = self.sizes.iter().zip(targets);
+        at.map(|(size, targets)| {
+            let wanted = self.rules.iter().zip(targets).filter_map(|(rule, to)| {
+                let value = value(rule.metric(), *size, load);
+                let to = match rule {
+                    Rule::Threshold(rule) => {
+                        rule.comparison.breached(value, rule.level).then_some(*to)?
+                    }
+                    Rule::Target(Target { level, .. }) => {
+                        step::track_target(self.axis, *level, value, *size, &self.bounds)
+                    }
+                };
+                (to != *size).then_some(Move {
+                    from: *size,
+                    to,
                     rule,
                 })
-                .filter(|m| m.to != size)
-        });
-        wanted.max_by_key(|m| m.to)
+            });
+            wanted.max_by_key(|m| m.to)
+        })
+        .collect()
     }
 
     /// Follows one load from every size; the first cycle found, as the moves in it.
-    fn cycle(&self, sizes: &BTreeSet<u64>, load: f64) -> Option<Vec<Move<'a>>> {
-        let mut settled = BTreeSet::new();
-        for start in sizes {
+    fn cycle(&self, load: f64) -> Option<Vec<Move<'a>>> {
+        let moves = self.moves(load);
+        let next = |size: u64| {
+            let at = self.sizes.binary_search(&size).ok()?;
+            moves.get(at).copied().flatten().map(|step| (at, step))
+        };
+        // The walk in which a size was passed; sizes of earlier walks are known to come to rest.
+        let mut passed_in = vec![0usize; self.sizes.len()];
+        for (walk, start) in (1..).zip(&self.sizes) {
             let mut path: Vec<Move<'a>> = Vec::new();
-            let mut seen = BTreeMap::new();
             let mut size = *start;
-            while !settled.contains(&size) {
-                if let Some(at) = seen.insert(size, path.len()) {
-                    return Some(path.split_off(at));
+            while let Some((at, step)) = next(size) {
+                let passed = passed_in.get_mut(at)?;
+                if *passed == walk {
+                    let begin = path.iter().position(|m| m.from == size)?;
+                    return Some(path.split_off(begin));
                 }
-                let Some(step) = self.next(size, load) else {
+                if *passed != 0 {
                     break;
-                };
+                }
+                *passed = walk;
                 path.push(step);
                 size = step.to;
             }
-            settled.extend(seen.into_keys());
         }
         None
     }
@@ -252,29 +275,22 @@ fn cycles(policy: &Policy, axis: Axis) -> Result<(), PolicyError> {
     if model.rules.len() < 2 {
         return Ok(());
     }
-    let sizes = model.sizes();
-    for load in model.loads(&sizes) {
-        if let Some(moves) = model.cycle(&sizes, load) {
+    for load in model.loads() {
+        if let Some(moves) = model.cycle(load) {
             let grow = moves
                 .iter()
                 .filter(|m| m.to > m.from)
                 .min_by_key(|m| m.from);
             let shrink = moves.iter().filter(|m| m.to < m.from).min_by_key(|m| m.to);
             if let (Some(grow), Some(shrink)) = (grow, shrink) {
-                return Err(cycle_error(&model, &sizes, load, grow, shrink));
+                return Err(cycle_error(&model, load, grow, shrink));
             }
         }
     }
     Ok(())
 }
 
-fn cycle_error(
-    model: &Model<'_>,
-    sizes: &BTreeSet<u64>,
-    load: f64,
-    grow: &Move<'_>,
-    shrink: &Move<'_>,
-) -> PolicyError {
+fn cycle_error(model: &Model<'_>, load: f64, grow: &Move<'_>, shrink: &Move<'_>) -> PolicyError {
     let size = |size| size_text(model.axis, size);
     let shown = |step: &Move<'_>| {
         let value = value(step.rule.metric(), step.from, load);
@@ -296,12 +312,10 @@ fn cycle_error(
         shown(shrink),
         size(shrink.to),
     );
-    why.push_str(
-        &match highest_quiet_level(model, sizes, grow.rule, shrink.rule) {
-            Some(level) => format!("; a shrink level of at most {level}% leaves a gap"),
-            None => "; move the levels apart or take smaller steps".to_owned(),
-        },
-    );
+    why.push_str(&match highest_quiet_level(model, grow.rule, shrink.rule) {
+        Some(level) => format!("; a shrink level of at most {level}% leaves a gap"),
+        None => "; move the levels apart or take smaller steps".to_owned(),
+    });
     PolicyError::Oscillates {
         grow: grow.rule.to_string(),
         shrink: shrink.rule.to_string(),
@@ -310,20 +324,15 @@ fn cycle_error(
 }
 
 /// For two shares of the same metric: the shrink level that is quiet at every reachable size.
-fn highest_quiet_level(
-    model: &Model<'_>,
-    sizes: &BTreeSet<u64>,
-    grow: &Rule,
-    shrink: &Rule,
-) -> Option<u64> {
+fn highest_quiet_level(model: &Model<'_>, grow: &Rule, shrink: &Rule) -> Option<u64> {
     let (Rule::Threshold(grow), Rule::Threshold(shrink)) = (grow, shrink) else {
         return None;
     };
     if grow.metric != shrink.metric || grow.metric == Metric::MemoryAvailable {
         return None;
     }
-    let quiet = sizes.iter().filter_map(|from| {
-        let to = step::apply(shrink.action, *from, &model.bounds).target;
+    let quiet = model.sizes.iter().filter_map(|from| {
+        let to = step::target(shrink.action, *from, &model.bounds);
         (to < *from).then(|| grow.level * to as f64 / *from as f64)
     });
     let level = quiet.min_by(f64::total_cmp)?.floor();

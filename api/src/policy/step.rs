@@ -42,9 +42,28 @@ pub fn step_of(axis: Axis) -> u64 {
     }
 }
 
-/// The size that `action` leads to from `present`.
+/// The size that `action` leads to from `present`, with what was rounded or clamped for it.
 pub fn apply(action: Action, present: u64, bounds: &Bounds<u64>) -> Stepped {
     let axis = action.axis();
+    let (exact, rounded) = unclamped(action, present);
+    let mut notes = Vec::new();
+    if rounded != exact {
+        let step = size_text(axis, step_of(axis));
+        notes.push(format!(
+            "rounded to {} (steps of {step})",
+            size_text(axis, rounded)
+        ));
+    }
+    clamped(axis, rounded, bounds, notes)
+}
+
+/// The size that `action` leads to from `present`.
+pub fn target(action: Action, present: u64, bounds: &Bounds<u64>) -> u64 {
+    bounds.clamp(unclamped(action, present).1)
+}
+
+/// The size that `action` means, and the one that can be had.
+fn unclamped(action: Action, present: u64) -> (u64, u64) {
     let exact = match action {
         Action::Add(amount) => present.saturating_add(change(amount, present)),
         Action::Remove(amount) => present.saturating_sub(change(amount, present)),
@@ -55,23 +74,15 @@ pub fn apply(action: Action, present: u64, bounds: &Bounds<u64>) -> Stepped {
         action,
         Action::Add(Amount::Percent { .. }) | Action::Remove(Amount::Percent { .. })
     );
-    let step = step_of(axis);
+    let step = step_of(action.axis());
     // CPUs that were named exactly stay exact: a quota can be any number.
-    let rounded = match (axis, action) {
+    let rounded = match (action.axis(), action) {
         (Axis::Cpus, _) if !share => exact,
         (_, Action::Add(_)) => round_up(exact.max(present.saturating_add(step)), step),
         (_, Action::Remove(_)) => round_up(exact.min(present.saturating_sub(step)), step),
         _ => round_up(exact, step),
     };
-    let mut notes = Vec::new();
-    if rounded != exact {
-        let step = size_text(axis, step);
-        notes.push(format!(
-            "rounded to {} (steps of {step})",
-            size_text(axis, rounded)
-        ));
-    }
-    clamped(axis, rounded, bounds, notes)
+    (exact, rounded)
 }
 
 /// How much `amount` is, unrounded.
@@ -100,22 +111,38 @@ pub fn tracking_step(axis: Axis, bounds: &Bounds<u64>) -> u64 {
 /// Target tracking: the size at which `measured` would become `level`, both in percent of the
 /// present size. Inside half a step around the present size nothing changes.
 pub fn track(axis: Axis, level: f64, measured: f64, present: u64, bounds: &Bounds<u64>) -> Stepped {
+    clamped(
+        axis,
+        tracked(axis, level, measured, present, bounds),
+        bounds,
+        Vec::new(),
+    )
+}
+
+/// The size that target tracking leads to.
+pub fn track_target(
+    axis: Axis,
+    level: f64,
+    measured: f64,
+    present: u64,
+    bounds: &Bounds<u64>,
+) -> u64 {
+    bounds.clamp(tracked(axis, level, measured, present, bounds))
+}
+
+fn tracked(axis: Axis, level: f64, measured: f64, present: u64, bounds: &Bounds<u64>) -> u64 {
     let step = tracking_step(axis, bounds);
     let wanted = present as f64 * measured / level;
     if !wanted.is_finite() || (wanted - present as f64).abs() <= step as f64 / 2.0 {
-        return Stepped {
-            target: present,
-            notes: Vec::new(),
-        };
+        return present;
     }
     // Casts from floating point saturate; sizes are far below 2^53, where they are exact.
     let rounded = round_up(wanted.ceil() as u64, step);
-    let rounded = if wanted < present as f64 {
+    if wanted < present as f64 {
         rounded.min(present)
     } else {
         rounded
-    };
-    clamped(axis, rounded, bounds, Vec::new())
+    }
 }
 
 fn clamped(axis: Axis, size: u64, bounds: &Bounds<u64>, mut notes: Vec<String>) -> Stepped {
