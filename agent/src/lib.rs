@@ -16,6 +16,8 @@ pub mod resize;
 mod sentence;
 pub mod signals;
 pub mod state_dir;
+#[cfg(test)]
+mod testing;
 pub mod vmm;
 
 pub use sentence::sentence;

@@ -13,6 +13,8 @@ mod cmdline;
 mod error;
 mod host;
 mod images;
+#[cfg(test)]
+mod tests;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -24,7 +26,7 @@ pub use cmdline::{CMDLINE_MAX_BYTES, command_line};
 pub use error::LaunchError;
 pub(crate) use host::Host;
 #[cfg(test)]
-pub(crate) use images::tests::small_bzimage;
+use images::tests::small_bzimage;
 
 use crate::cgroup::InstanceGroup;
 pub use crate::instance::{ExitReport, Instance, Stopper};

@@ -1,0 +1,392 @@
+//! Launches against a fake vmm process, in a folder that plays a cgroup tree.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use concertina_api::event::{Event, EventKind};
+use concertina_api::instance::{InstanceResize, InstanceState, StopRequest};
+use concertina_api::policy::{Policy, PolicyBounds};
+use concertina_api::vm::Outcome;
+use concertina_api::{Bytes, Cpus};
+
+use super::*;
+use crate::cgroup::fake_hierarchy;
+use crate::client;
+use crate::state_dir::LockError;
+use crate::testing::process_command;
+
+/// A host in a temporary folder, and a launch that it accepts.
+struct Bench {
+    temp: tempfile::TempDir,
+    _cgroup: tempfile::TempDir,
+    host: Host,
+    spec: LaunchSpec,
+}
+
+fn bench(behaviour: &str) -> Bench {
+    let temp = tempfile::tempdir().unwrap();
+    let (cgroup, tree) = fake_hierarchy();
+    let kernel = temp.path().join("kernel");
+    fs::write(&kernel, small_bzimage()).unwrap();
+    let kvm = temp.path().join("kvm");
+    fs::write(&kvm, "").unwrap();
+    let bounds = PolicyBounds {
+        cpus: "0.5..4".parse().unwrap(),
+        memory: "256M..1G".parse().unwrap(),
+    };
+    Bench {
+        host: Host {
+            pressure: kvm.clone(),
+            kvm,
+            cgroups: Some(tree),
+        },
+        spec: LaunchSpec {
+            name: "web".into(),
+            kernel,
+            initrd: None,
+            append: None,
+            policy: Policy::new(bounds),
+            state_dir: temp.path().join("state"),
+            vmm_command: process_command(behaviour),
+        },
+        temp,
+        _cgroup: cgroup,
+    }
+}
+
+impl Bench {
+    fn prepare(&self) -> Result<Instance, LaunchError> {
+        prepare_on(&self.host, self.spec.clone())
+    }
+
+    fn start(&self) -> Instance {
+        let mut instance = self.prepare().unwrap();
+        instance.start().unwrap();
+        instance
+    }
+
+    fn folder(&self) -> PathBuf {
+        self.spec.state_dir.join("web")
+    }
+
+    fn group(&self) -> PathBuf {
+        self._cgroup.path().join("concertina/web")
+    }
+
+    fn events(&self) -> Vec<EventKind> {
+        let text = fs::read_to_string(self.folder().join("events.jsonl")).unwrap();
+        text.lines()
+            .map(|line| serde_json::from_str::<Event>(line).unwrap().kind)
+            .collect()
+    }
+
+    fn nothing_is_left(&self) {
+        assert!(!self.folder().exists(), "the instance's folder is left");
+        assert!(!self.group().exists(), "the cgroup is left");
+    }
+}
+
+#[test]
+fn an_instance_lives_until_its_guest_powers_off() {
+    let bench = bench("exit-0");
+    let instance = bench.start();
+    let paths = instance.paths().clone();
+    assert_eq!(
+        client::status(&paths).unwrap().state,
+        InstanceState::Running
+    );
+    assert_eq!(
+        instance.supervise(),
+        ExitReport {
+            status: 0,
+            reason: "Guest powered off".into()
+        }
+    );
+    assert!(!bench.group().exists());
+    for socket in [&paths.agent_socket, &paths.vmm_socket, &paths.vm_spec] {
+        assert!(!socket.exists(), "{}", socket.display());
+    }
+    let events = bench.events();
+    assert!(
+        matches!(events.first(), Some(EventKind::Started { .. })),
+        "{events:?}"
+    );
+    assert!(
+        matches!(
+            events.last(),
+            Some(EventKind::Ended {
+                status: Some(0),
+                ..
+            })
+        ),
+        "{events:?}"
+    );
+    let entry = &StateDir::new(bench.spec.state_dir.clone()).instances()[0];
+    assert_eq!((entry.state, entry.alive), (InstanceState::Stopped, false));
+    // The name is free again, and the old events are gone with the next launch.
+    let next = bench.start();
+    assert_eq!(bench.events().len(), 1);
+    drop(next);
+}
+
+#[test]
+fn each_way_of_failing_has_its_status_and_its_sentence() {
+    for (behaviour, status, word) in [
+        ("exit-65", 65, "triple fault"),
+        ("exit-66", 66, "KVM"),
+        ("exit-9", 9, "status 9"),
+    ] {
+        let bench = bench(behaviour);
+        let report = bench.start().supervise();
+        assert_eq!(report.status, status, "{report:?}");
+        assert!(report.reason.contains(word), "{report:?}");
+        let entry = &StateDir::new(bench.spec.state_dir.clone()).instances()[0];
+        assert_eq!(entry.state, InstanceState::Failed);
+        assert_eq!(entry.ending.as_ref().unwrap().reason, report.reason);
+    }
+}
+
+#[test]
+fn a_vmm_that_is_killed_is_a_failure_that_names_the_signal() {
+    let bench = bench("obey");
+    let instance = bench.start();
+    let vmm = client::status(instance.paths()).unwrap().vmm_pid.unwrap();
+    crate::state_dir::ProcessId::of(vmm).unwrap().kill();
+    let report = instance.supervise();
+    assert_eq!(report.status, 128 + libc::SIGKILL);
+    assert!(report.reason.contains("signal 9"), "{report:?}");
+}
+
+#[test]
+fn a_guest_that_resets_is_started_again() {
+    let bench = bench("reset-once");
+    let instance = bench.start();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while bench.events().len() < 3 {
+        assert!(Instant::now() < deadline, "{:?}", bench.events());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let events = bench.events();
+    assert!(matches!(
+        events.as_slice(),
+        [
+            EventKind::Started { .. },
+            EventKind::Rebooted,
+            EventKind::Started { .. }
+        ]
+    ));
+    instance.stopper().request_stop();
+    assert_eq!(instance.supervise().status, 0);
+}
+
+#[test]
+fn a_guest_that_only_resets_is_given_up() {
+    let bench = bench("exit-64");
+    let report = bench.start().supervise();
+    assert_eq!(report.status, crate::instance::exit::REBOOT_LOOP);
+    assert!(report.reason.contains("console.log"), "{report:?}");
+}
+
+#[test]
+fn a_stop_asks_first_and_then_insists() {
+    let asked = bench("obey");
+    let instance = asked.start();
+    client::stop(instance.paths(), &StopRequest::default()).unwrap();
+    let report = instance.supervise();
+    assert_eq!(report.status, 0);
+    assert!(report.reason.contains("powered off"), "{report:?}");
+
+    let deaf = bench("ignore-button");
+    let instance = deaf.start();
+    let request = StopRequest {
+        force: false,
+        timeout_ms: Some(100),
+    };
+    client::stop(instance.paths(), &request).unwrap();
+    let report = instance.supervise();
+    assert_eq!(report.status, 0);
+    assert!(report.reason.contains("100ms"), "{report:?}");
+}
+
+#[test]
+fn a_forced_stop_ends_even_a_vmm_that_obeys_nothing() {
+    let bench = bench("ignore-all");
+    let instance = bench.start();
+    let stopper = instance.stopper();
+    stopper.request_stop();
+    stopper.force();
+    let report = instance.supervise();
+    assert_eq!(report.status, 0, "{report:?}");
+    assert!(!bench.group().exists());
+}
+
+#[test]
+fn a_resize_by_hand_is_carried_out_and_told() {
+    let bench = bench("obey");
+    let instance = bench.start();
+    let wish = InstanceResize {
+        cpus: Some(Cpus(2500)),
+        memory: Some(Bytes::mib(512)),
+        timeout_ms: None,
+    };
+    let report = client::resize(instance.paths(), &wish).unwrap();
+    assert_eq!(report.outcome, Outcome::Applied, "{report:?}");
+    assert!(report.timeline_ms.contains_key("total"));
+    let status = client::status(instance.paths()).unwrap();
+    assert_eq!((status.cpus.online, status.cpus.target), (3, Cpus(2500)));
+    assert_eq!(status.memory.plugged, Bytes::mib(512));
+    assert_eq!(status.last_resize, Some(report));
+    let ceiling = fs::read_to_string(bench.group().join("memory.max")).unwrap();
+    assert!(ceiling.parse::<u64>().unwrap() > 512 << 20);
+
+    let outside = InstanceResize {
+        cpus: Some(Cpus(5000)),
+        ..Default::default()
+    };
+    let report = client::resize(instance.paths(), &outside).unwrap();
+    assert_eq!(report.outcome, Outcome::Refused);
+    assert!(report.reason.unwrap().contains("0.5 to 4"));
+    assert!(client::resize(instance.paths(), &InstanceResize::default()).is_err());
+}
+
+#[test]
+fn bad_input_is_refused_before_anything_is_made() {
+    let bench = bench("obey");
+    let refused = |change: &dyn Fn(&mut LaunchSpec), usage: bool, word: &str| {
+        let mut spec = bench.spec.clone();
+        change(&mut spec);
+        let error = prepare_on(&bench.host, spec).unwrap_err();
+        assert_eq!(error.is_usage(), usage, "{error}");
+        let sentence = crate::sentence(&error);
+        assert!(sentence.contains(word), "{sentence} lacks {word}");
+        assert!(!bench.spec.state_dir.exists());
+        assert!(!bench._cgroup.path().join("concertina").exists());
+    };
+    refused(&|s| s.name = "Web".into(), true, "Web");
+    refused(
+        &|s| s.kernel = "/nonexistent".into(),
+        true,
+        "does not exist",
+    );
+    refused(
+        &|s| s.initrd = Some("/nonexistent".into()),
+        true,
+        "does not exist",
+    );
+    refused(
+        &|s| s.append = Some("a\nb".into()),
+        true,
+        "control character",
+    );
+    refused(
+        &|s| s.policy.bounds.memory.min = Bytes::mib(32),
+        true,
+        "64M",
+    );
+    refused(
+        &|s| s.policy.bounds.cpus.max = Cpus::whole(300),
+        true,
+        "255",
+    );
+    refused(
+        &|s| s.state_dir = bench.temp.path().join("d".repeat(120)),
+        true,
+        "--state-dir",
+    );
+}
+
+#[test]
+fn a_host_that_lacks_something_is_an_error_of_the_host() {
+    let bench = bench("obey");
+    let no_kvm = Host {
+        kvm: "/nonexistent/kvm".into(),
+        pressure: bench.host.pressure.clone(),
+        cgroups: bench.host.cgroups.clone(),
+    };
+    let error = prepare_on(&no_kvm, bench.spec.clone()).unwrap_err();
+    assert!(!error.is_usage());
+    assert!(error.to_string().contains("kvm_intel"), "{error}");
+    bench.nothing_is_left();
+}
+
+#[test]
+fn a_name_in_use_is_refused_and_its_owner_is_left_alone() {
+    let bench = bench("obey");
+    let first = bench.start();
+    let error = bench.prepare().unwrap_err();
+    assert!(
+        matches!(error, LaunchError::Name(LockError::InUse(_))),
+        "{error}"
+    );
+    assert!(!error.is_usage());
+    assert_eq!(
+        client::status(first.paths()).unwrap().state,
+        InstanceState::Running
+    );
+}
+
+#[test]
+fn a_vmm_that_gives_up_passes_its_sentence_on_and_leaves_nothing() {
+    let bench = bench("fail");
+    let mut instance = bench.prepare().unwrap();
+    let error = instance.start().unwrap_err();
+    assert_eq!(error.to_string(), "The fake kernel is bad");
+    drop(instance);
+    bench.nothing_is_left();
+}
+
+#[test]
+fn a_vmm_program_that_does_not_exist_leaves_nothing() {
+    let mut bench = bench("obey");
+    bench.spec.vmm_command = vec!["/nonexistent/vmm".into()];
+    let mut instance = bench.prepare().unwrap();
+    assert!(
+        instance
+            .start()
+            .unwrap_err()
+            .to_string()
+            .contains("/nonexistent/vmm")
+    );
+    drop(instance);
+    bench.nothing_is_left();
+}
+
+#[test]
+fn what_is_dropped_unstarted_or_running_is_cleaned_up() {
+    let bench = bench("obey");
+    drop(bench.prepare().unwrap());
+    bench.nothing_is_left();
+    drop(bench.start());
+    assert!(!bench.group().exists());
+    assert!(!bench.folder().join("agent.sock").exists());
+}
+
+#[test]
+fn what_a_dead_supervisor_left_is_taken_over() {
+    let bench = bench("obey");
+    let group = bench.group();
+    fs::create_dir_all(group.join("vcpu")).unwrap();
+    fs::create_dir_all(bench.folder()).unwrap();
+    let mut orphan = std::process::Command::new("sleep")
+        .arg("600")
+        .spawn()
+        .unwrap();
+    let orphan_id = crate::state_dir::ProcessId::of(orphan.id() as i32).unwrap();
+    let mut dead = crate::state_dir::ProcessId::of_self();
+    dead.start_ticks += 1;
+    let record = InstanceRecord {
+        vmm: Some(orphan_id),
+        cgroup: Some(group.clone()),
+        ..InstanceRecord::new("web", dead)
+    };
+    record.write(&bench.folder().join("instance.json")).unwrap();
+    fs::write(bench.folder().join("agent.sock"), "").unwrap();
+    let instance = bench.start();
+    assert!(!orphan_id.is_alive(), "the orphaned vmm is still there");
+    let _ = orphan.wait();
+    assert_eq!(
+        client::status(instance.paths()).unwrap().state,
+        InstanceState::Running
+    );
+}
