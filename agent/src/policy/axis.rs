@@ -82,7 +82,8 @@ pub(super) fn decide(
     }
     let growth = |want: &&Want<'_>| want.acts && grows(want, present);
     let short = scene.axis == Axis::Memory && scene.seen.memory_short.is_some();
-    if short || wants.iter().any(|want| growth(&want)) {
+    let kept = looked.iter().any(|looked| kept_growth(scene, looked));
+    if short || kept || wants.iter().any(|want| growth(&want)) {
         for loser in wants
             .iter()
             .filter(|want| want.acts && want.target < present)
@@ -103,6 +104,20 @@ pub(super) fn decide(
 fn grows(want: &Want<'_>, present: u64) -> bool {
     want.target > present
         || matches!(want.rule, Rule::Threshold(rule) if matches!(rule.action, Action::Add(_)))
+}
+
+/// Whether a rule that grows had fired when its data went missing. It does not act on what it does
+/// not know, but nothing shrinks against it either.
+fn kept_growth(scene: &Scene<'_>, looked: &Looked<'_>) -> bool {
+    let kept = looked.reading.fired && !looked.reading.acts;
+    let Rule::Threshold(threshold) = looked.rule else {
+        return false;
+    };
+    let on_axis = looked.rule.axis() == scene.axis;
+    let bounds = scene.policy.bounds.of(scene.axis);
+    kept && on_axis
+        && (matches!(threshold.action, Action::Add(_))
+            || step::target(threshold.action, scene.present(), &bounds) > scene.present())
 }
 
 /// What a rule wants at this moment; nothing while it is quiet.

@@ -162,11 +162,11 @@ impl AxisState {
             self.remember(present, now_ms);
         }
         self.looked_at_ms = Some(now_ms);
-        self.remember(size, now_ms);
-        let oldest = now_ms.saturating_sub(policy.shrink_window_ms);
-        while self.wanted.front().is_some_and(|(at, _)| *at < oldest) {
+        let over = |at: u64| now_ms.saturating_sub(at) >= policy.shrink_window_ms;
+        while self.wanted.front().is_some_and(|(at, _)| over(*at)) {
             self.wanted.pop_front();
         }
+        self.remember(size, now_ms);
     }
 
     fn remember(&mut self, size: u64, now_ms: u64) {
