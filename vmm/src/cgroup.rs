@@ -25,8 +25,10 @@ pub struct Cgroup {
 }
 
 fn write(path: &Path, text: &str) -> Result<(), VmmError> {
-    fs::write(path, text)
-        .map_err(VmmError::host(format!("'{text}' cannot be written to '{}'", path.display())))
+    fs::write(path, text).map_err(VmmError::host(format!(
+        "'{text}' cannot be written to '{}'",
+        path.display()
+    )))
 }
 
 impl Cgroup {
@@ -108,10 +110,18 @@ mod tests {
 
     #[test]
     fn quota_survives_the_kernels_format() {
-        for quota in [Quota::Max, Quota::Limited(Cpus(500)), Quota::Limited(Cpus(2500))] {
+        for quota in [
+            Quota::Max,
+            Quota::Limited(Cpus(500)),
+            Quota::Limited(Cpus(2500)),
+        ] {
             assert_eq!(parse_cpu_max(&cpu_max(quota)), Some(quota));
         }
-        assert_eq!(cpu_max(Quota::Limited(Cpus(10))), "1000 20000", "the kernel's least");
+        assert_eq!(
+            cpu_max(Quota::Limited(Cpus(10))),
+            "1000 20000",
+            "the kernel's least"
+        );
         assert_eq!(parse_cpu_max("max 100000\n"), Some(Quota::Max));
         assert_eq!(parse_cpu_max("1 0"), None);
     }

@@ -59,10 +59,18 @@ struct Part {
 
 impl Part {
     fn applied() -> Self {
-        Self { outcome: Outcome::Applied, reason: None, ost: None }
+        Self {
+            outcome: Outcome::Applied,
+            reason: None,
+            ost: None,
+        }
     }
     fn failed(outcome: Outcome, reason: String) -> Self {
-        Self { outcome, reason: Some(reason), ost: None }
+        Self {
+            outcome,
+            reason: Some(reason),
+            ost: None,
+        }
     }
 }
 
@@ -76,7 +84,9 @@ impl Timeline {
     /// Notes a step the first time it is seen.
     fn note(&mut self, step: &str) {
         let elapsed_ms = self.begin.elapsed().as_secs_f64() * 1000.0;
-        self.steps.entry(step.into()).or_insert((elapsed_ms * 1000.0).round() / 1000.0);
+        self.steps
+            .entry(step.into())
+            .or_insert((elapsed_ms * 1000.0).round() / 1000.0);
     }
 }
 
@@ -165,7 +175,10 @@ impl Control {
     pub fn resize(&self, wish: &VmResize) -> ResizeReport {
         let one_at_a_time = self.resizing.lock();
         let _one_at_a_time = one_at_a_time.unwrap_or_else(PoisonError::into_inner);
-        let mut timeline = Timeline { begin: Instant::now(), steps: BTreeMap::new() };
+        let mut timeline = Timeline {
+            begin: Instant::now(),
+            steps: BTreeMap::new(),
+        };
         let asked = VmSize {
             vcpus: wish.vcpus,
             quota: wish.quota,
@@ -234,7 +247,9 @@ impl Control {
     }
 
     fn carry_out(&self, wish: &VmResize, timeline: &mut Timeline) -> Vec<Part> {
-        let timeout = wish.timeout_ms.map_or(DEFAULT_TIMEOUT, Duration::from_millis);
+        let timeout = wish
+            .timeout_ms
+            .map_or(DEFAULT_TIMEOUT, Duration::from_millis);
         let deadline = timeline.begin + timeout.min(MAX_TIMEOUT);
         let mut parts = Vec::new();
         if let Some(quota) = wish.quota {
@@ -243,8 +258,11 @@ impl Control {
         // All wishes first, then all waits.
         let vcpus_before = self.cpu_hotplug.progress();
         let settled = |target: u32| {
-            (vcpus_before.present, vcpus_before.online, self.cpu_hotplug.target())
-                == (target, target, target)
+            (
+                vcpus_before.present,
+                vcpus_before.online,
+                self.cpu_hotplug.target(),
+            ) == (target, target, target)
         };
         if let Some(vcpus) = wish.vcpus.filter(|target| !settled(*target)) {
             self.cpu_hotplug.request(vcpus);
@@ -272,7 +290,9 @@ impl Control {
     }
 
     fn set_quota(&self, quota: Quota, timeline: &mut Timeline) -> Part {
-        let Some(cgroup) = &self.cgroup else { return Part::applied() };
+        let Some(cgroup) = &self.cgroup else {
+            return Part::applied();
+        };
         match cgroup.set_quota(quota) {
             Ok(()) => {
                 timeline.note("quota");
@@ -291,8 +311,15 @@ impl Control {
         });
         if let Some(status) = progress.refused {
             self.cpu_hotplug.withdraw();
-            let reason = format!("The guest refused with _OST status {status:#x} ({})", ost(status));
-            return Part { outcome: Outcome::Refused, reason: Some(reason), ost: Some(status) };
+            let reason = format!(
+                "The guest refused with _OST status {status:#x} ({})",
+                ost(status)
+            );
+            return Part {
+                outcome: Outcome::Refused,
+                reason: Some(reason),
+                ost: Some(status),
+            };
         }
         if timed_out {
             // What the guest has not begun is taken back, so that the next resize starts clean.
@@ -309,7 +336,10 @@ impl Control {
             timeline.note("vcpus_parked");
             Part::applied()
         } else {
-            Part::failed(Outcome::Partial, "A removed vCPU's thread does not leave KVM".into())
+            Part::failed(
+                Outcome::Partial,
+                "A removed vCPU's thread does not leave KVM".into(),
+            )
         }
     }
 
@@ -324,7 +354,9 @@ impl Control {
     }
 
     fn wait_memory(&self, memory: Bytes, deadline: Instant, timeline: &mut Timeline) -> Part {
-        let Some(mem) = &self.mem else { return Part::applied() };
+        let Some(mem) = &self.mem else {
+            return Part::applied();
+        };
         match mem.wait_until(deadline, |s| s.driver_ready && s.plugged == s.requested) {
             Ok(status) => {
                 timeline.note("memory_plugged");
@@ -359,10 +391,19 @@ impl Control {
     fn wait_balloon(&self, balloon: Bytes, deadline: Instant, timeline: &mut Timeline) -> Part {
         // Whole pages.
         let target = balloon.get() & !0xfff;
+        let deflations = self.balloon.status().oom_deflations;
         let reached = self.balloon.wait_until(deadline, |s| {
-            s.status.driver_ready && s.status.actual.get() == target
+            let there = s.status.driver_ready && s.status.actual.get() == target;
+            there || s.oom_deflations != deflations
         });
         match reached {
+            Ok(reading) if reading.status.actual.get() != target => Part::failed(
+                Outcome::Refused,
+                format!(
+                    "The guest ran out of memory and took pages back: the balloon holds {} of {balloon}",
+                    reading.status.actual
+                ),
+            ),
             Ok(_) => {
                 timeline.note("balloon");
                 Part::applied()
@@ -373,7 +414,10 @@ impl Control {
             ),
             Err(status) => Part::failed(
                 Outcome::TimedOut,
-                format!("The balloon holds {} of {balloon} within the deadline", status.status.actual),
+                format!(
+                    "The balloon holds {} of {balloon} within the deadline",
+                    status.status.actual
+                ),
             ),
         }
     }

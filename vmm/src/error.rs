@@ -46,7 +46,10 @@ pub enum VmmError {
 impl VmmError {
     /// For `map_err` behind a KVM call.
     pub(crate) fn kvm(call: &'static str) -> impl Fn(kvm_ioctls::Error) -> Self {
-        move |error| Self::Kvm { call, source: io::Error::from_raw_os_error(error.errno()) }
+        move |error| Self::Kvm {
+            call,
+            source: io::Error::from_raw_os_error(error.errno()),
+        }
     }
 
     /// For `map_err` behind any other call to the host's kernel.

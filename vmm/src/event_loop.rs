@@ -18,7 +18,10 @@ impl<T: Copy> Poller<T> {
     /// # Errors
     /// No descriptor to be had.
     pub fn new() -> io::Result<Self> {
-        Ok(Self { epoll: Epoll::new()?, meanings: Vec::new() })
+        Ok(Self {
+            epoll: Epoll::new()?,
+            meanings: Vec::new(),
+        })
     }
 
     /// Polls `fd` for input.
@@ -26,7 +29,11 @@ impl<T: Copy> Poller<T> {
     /// # Errors
     /// The kernel refuses the descriptor.
     pub fn add(&mut self, fd: RawFd, meaning: T) -> io::Result<()> {
-        let at = self.meanings.iter().position(Option::is_none).unwrap_or(self.meanings.len());
+        let at = self
+            .meanings
+            .iter()
+            .position(Option::is_none)
+            .unwrap_or(self.meanings.len());
         let event = EpollEvent::new(EventSet::IN | EventSet::READ_HANG_UP, at as u64);
         self.epoll.ctl(ControlOperation::Add, fd, event)?;
         match self.meanings.get_mut(at) {
@@ -38,7 +45,9 @@ impl<T: Copy> Poller<T> {
 
     /// Forgets `fd`, which may be closed already: closing took it out of the kernel's list.
     pub fn forget(&mut self, fd: RawFd) {
-        let _ = self.epoll.ctl(ControlOperation::Delete, fd, EpollEvent::default());
+        let _ = self
+            .epoll
+            .ctl(ControlOperation::Delete, fd, EpollEvent::default());
         for slot in &mut self.meanings {
             if slot.as_ref().is_some_and(|(f, _)| *f == fd) {
                 *slot = None;
@@ -60,7 +69,11 @@ impl<T: Copy> Poller<T> {
         };
         for event in events.iter().take(count) {
             let meaning = self.meanings.get(event.data() as usize);
-            ready.extend(meaning.and_then(|m| m.as_ref()).map(|(_, meaning)| *meaning));
+            ready.extend(
+                meaning
+                    .and_then(|m| m.as_ref())
+                    .map(|(_, meaning)| *meaning),
+            );
         }
         Ok(())
     }

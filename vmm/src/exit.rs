@@ -56,17 +56,26 @@ pub struct ExitNotifier {
 impl ExitNotifier {
     /// `event` wakes the event loop.
     pub fn new(event: Arc<EventFd>) -> Self {
-        Self { first: Arc::default(), event }
+        Self {
+            first: Arc::default(),
+            event,
+        }
     }
 
     /// The VM is over.
     pub fn notify(&self, exit: Exit) {
-        self.first.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(exit);
+        self.first
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get_or_insert(exit);
         let _ = self.event.write(1);
     }
 
     /// Why, if it is.
     pub fn get(&self) -> Option<Exit> {
-        self.first.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.first
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 }

@@ -96,7 +96,13 @@ impl MemoryMap {
         let high_bytes = boot_bytes - low_bytes;
         let elastic_start = (RAM_ABOVE_4G + high_bytes).next_multiple_of(ELASTIC_ALIGN);
         let mmio64_start = (elastic_start + elastic_bytes).next_multiple_of(MMIO64_SIZE);
-        Self { low_bytes, high_bytes, elastic_start, elastic_bytes, mmio64_start }
+        Self {
+            low_bytes,
+            high_bytes,
+            elastic_start,
+            elastic_bytes,
+            mmio64_start,
+        }
     }
 
     /// Start and size of each range of boot RAM.

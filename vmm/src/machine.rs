@@ -7,7 +7,10 @@ use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
+use kvm_bindings::{
+    KVM_CAP_DISABLE_QUIRKS2, KVM_MAX_CPUID_ENTRIES, KVM_X86_QUIRK_SLOT_ZAP_ALL, kvm_enable_cap,
+    kvm_userspace_memory_region,
+};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -115,11 +118,29 @@ fn create_vm(kvm: &Kvm) -> Result<Arc<VmFd>, VmmError> {
         }
     }
     let vm = kvm.create_vm().map_err(VmmError::kvm("KVM_CREATE_VM"))?;
+    keep_mappings_of_other_slots(&vm);
     vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)
         .map_err(VmmError::kvm("KVM_SET_IDENTITY_MAP_ADDR"))?;
-    vm.set_tss_address(layout::KVM_TSS).map_err(VmmError::kvm("KVM_SET_TSS_ADDR"))?;
-    vm.create_irq_chip().map_err(VmmError::kvm("KVM_CREATE_IRQCHIP"))?;
+    vm.set_tss_address(layout::KVM_TSS)
+        .map_err(VmmError::kvm("KVM_SET_TSS_ADDR"))?;
+    vm.create_irq_chip()
+        .map_err(VmmError::kvm("KVM_CREATE_IRQCHIP"))?;
     Ok(Arc::new(vm))
+}
+
+/// Without this quirk of KVM, taking one memory slot away drops only that slot's mappings, not the
+/// whole guest's, which would then fault back in page by page. Older kernels do not offer it.
+fn keep_mappings_of_other_slots(vm: &VmFd) {
+    let offered = vm.check_extension_raw(u64::from(KVM_CAP_DISABLE_QUIRKS2));
+    if offered & KVM_X86_QUIRK_SLOT_ZAP_ALL as i32 != 0 {
+        let mut cap = kvm_enable_cap {
+            cap: KVM_CAP_DISABLE_QUIRKS2,
+            ..Default::default()
+        };
+        cap.args[0] = u64::from(KVM_X86_QUIRK_SLOT_ZAP_ALL);
+        // Best effort: only speed depends on it.
+        let _ = vm.enable_cap(&cap);
+    }
 }
 
 struct Memory {
@@ -133,7 +154,9 @@ fn create_memory(vm: &Arc<VmFd>, map: &MemoryMap) -> Result<Memory, VmmError> {
     for (slot, (start, len)) in (0u32..).zip(map.boot_ranges()) {
         let mapping = Mapping::new(len as usize, true).map_err(no_memory("Boot RAM"))?;
         let host = mapping.as_ptr() as u64;
-        KvmSlots(vm.clone()).set(slot, start, host, len).map_err(no_memory("KVM memory slot"))?;
+        KvmSlots(vm.clone())
+            .set(slot, start, host, len)
+            .map_err(no_memory("KVM memory slot"))?;
         regions.push(RamRegion::fixed(start, Arc::new(mapping)));
     }
     let mut elastic = None;
@@ -145,17 +168,28 @@ fn create_memory(vm: &Arc<VmFd>, map: &MemoryMap) -> Result<Memory, VmmError> {
         let start = map.elastic_start;
         regions.push(RamRegion::elastic(start, mapping.clone(), blocks.clone()));
         let slots = Box::new(KvmSlots(vm.clone()));
-        elastic = Some(ElasticMemory::new(start, mapping, blocks, slots, FIRST_ELASTIC_SLOT));
+        elastic = Some(ElasticMemory::new(
+            start,
+            mapping,
+            blocks,
+            slots,
+            FIRST_ELASTIC_SLOT,
+        ));
     }
     let ram = GuestRam::from_regions(regions).map_err(|_| VmmError::Bug("memory regions"))?;
-    Ok(Memory { ram: Arc::new(ram), elastic })
+    Ok(Memory {
+        ram: Arc::new(ram),
+        elastic,
+    })
 }
 
 /// An event descriptor that raises interrupt line `gsi`.
 fn interrupt_line(vm: &VmFd, gsi: u32) -> Result<EventFd, VmmError> {
-    let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
-        .map_err(VmmError::host("Event descriptor of an interrupt line cannot be made"))?;
-    vm.register_irqfd(&event, gsi).map_err(VmmError::kvm("KVM_IRQFD"))?;
+    let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(VmmError::host(
+        "Event descriptor of an interrupt line cannot be made",
+    ))?;
+    vm.register_irqfd(&event, gsi)
+        .map_err(VmmError::kvm("KVM_IRQFD"))?;
     Ok(event)
 }
 
@@ -172,7 +206,9 @@ fn create_vcpus(kvm: &Kvm, vm: &VmFd, plan: &VmPlan) -> Result<Vec<VcpuFd>, VmmE
         .map_err(VmmError::kvm("KVM_GET_SUPPORTED_CPUID"))?;
     let mut fds = Vec::new();
     for id in 0..plan.spec.max_vcpus {
-        let fd = vm.create_vcpu(u64::from(id)).map_err(VmmError::kvm("KVM_CREATE_VCPU"))?;
+        let fd = vm
+            .create_vcpu(u64::from(id))
+            .map_err(VmmError::kvm("KVM_CREATE_VCPU"))?;
         let topology = Topology {
             max_vcpus: plan.spec.max_vcpus,
             tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer),
@@ -181,7 +217,8 @@ fn create_vcpus(kvm: &Kvm, vm: &VmFd, plan: &VmPlan) -> Result<Vec<VcpuFd>, VmmE
         let leaves = cpuid::for_vcpu(&supported, id, &topology);
         let leaves = kvm_bindings::CpuId::from_entries(&leaves)
             .map_err(|_| VmmError::Bug("too many CPUID leaves"))?;
-        fd.set_cpuid2(&leaves).map_err(VmmError::kvm("KVM_SET_CPUID2"))?;
+        fd.set_cpuid2(&leaves)
+            .map_err(VmmError::kvm("KVM_SET_CPUID2"))?;
         registers::set_common_state(&fd)?;
         fds.push(fd);
     }
@@ -218,7 +255,12 @@ fn create_devices(vm: &Arc<VmFd>, memory: Memory, max_memory: u64) -> Result<Dev
         pci.add(transport.clone());
         runners.push(VirtioRunner::new(device, transport, memory.ram.clone()));
     }
-    Ok(Devices { runners, pci, mem, balloon: balloon_controller })
+    Ok(Devices {
+        runners,
+        pci,
+        mem,
+        balloon: balloon_controller,
+    })
 }
 
 fn create_console(plan: &VmPlan, port: SerialPort) -> Result<Console, VmmError> {
@@ -227,7 +269,9 @@ fn create_console(plan: &VmPlan, port: SerialPort) -> Result<Console, VmmError> 
         let what = || format!("Console socket '{}' cannot be made", path.display());
         let _ = std::fs::remove_file(path);
         let socket = UnixListener::bind(path).map_err(VmmError::host(what()))?;
-        socket.set_nonblocking(true).map_err(VmmError::host(what()))?;
+        socket
+            .set_nonblocking(true)
+            .map_err(VmmError::host(what()))?;
         listener = Some(socket);
     }
     let mut log = None;
@@ -258,7 +302,14 @@ impl Machine {
         };
         let entry = boot::load(&ram, &plan.map, &files)?;
         let (boot_vcpus, max_vcpus) = (spec.boot_vcpus, spec.max_vcpus);
-        acpi::write_tables(&ram, &acpi::Machine { boot_vcpus, max_vcpus, map: plan.map })?;
+        acpi::write_tables(
+            &ram,
+            &acpi::Machine {
+                boot_vcpus,
+                max_vcpus,
+                map: plan.map,
+            },
+        )?;
         let fds = create_vcpus(&kvm, &vm, plan)?;
         if let Some(first) = fds.first() {
             registers::set_boot_state(first, &ram, entry)?;
@@ -277,7 +328,8 @@ impl Machine {
             (0x61, 1, Arc::new(SystemControlPortB)),
         ];
         for (base, len, device) in ports {
-            pio.add(u64::from(base), len, device).map_err(|_| VmmError::Bug("port overlap"))?;
+            pio.add(u64::from(base), len, device)
+                .map_err(|_| VmmError::Bug("port overlap"))?;
         }
         let late = LateHotplug::default();
         let mmio = mmio_bus(plan, Arc::new(devices.pci), &event_device, &late)?;
@@ -301,8 +353,23 @@ impl Machine {
         late.set(cpu_hotplug.clone());
 
         let console = (create_console(plan, port)?, output_ready);
-        let Devices { runners, mem, balloon, .. } = devices;
-        Ok(Self { vcpus, cpu_hotplug, event_device, mem, balloon, runners, console, ram, vm })
+        let Devices {
+            runners,
+            mem,
+            balloon,
+            ..
+        } = devices;
+        Ok(Self {
+            vcpus,
+            cpu_hotplug,
+            event_device,
+            mem,
+            balloon,
+            runners,
+            console,
+            ram,
+            vm,
+        })
     }
 
     /// Lets the boot vCPUs run.
@@ -347,18 +414,37 @@ fn mmio_bus(
     event_device: &Arc<EventDevice>,
     hotplug: &LateHotplug,
 ) -> Result<Bus, VmmError> {
-    let window32 = PciWindow { bus: pci.clone(), base: layout::MMIO32 };
-    let window64 = PciWindow { bus: pci.clone(), base: plan.map.mmio64_start };
+    let window32 = PciWindow {
+        bus: pci.clone(),
+        base: layout::MMIO32,
+    };
+    let window64 = PciWindow {
+        bus: pci.clone(),
+        base: plan.map.mmio64_start,
+    };
     let ranges: [(u64, u64, Arc<dyn BusDevice>); 5] = [
-        (layout::MMIO32, layout::MMIO32_END - layout::MMIO32, Arc::new(window32)),
+        (
+            layout::MMIO32,
+            layout::MMIO32_END - layout::MMIO32,
+            Arc::new(window32),
+        ),
         (layout::ECAM, layout::ECAM_SIZE, Arc::new(Ecam(pci))),
-        (layout::CPU_HOTPLUG, hotplug::REG_LEN, Arc::new(hotplug.clone())),
+        (
+            layout::CPU_HOTPLUG,
+            hotplug::REG_LEN,
+            Arc::new(hotplug.clone()),
+        ),
         (layout::GED, 1, event_device.clone()),
-        (plan.map.mmio64_start, layout::MMIO64_SIZE, Arc::new(window64)),
+        (
+            plan.map.mmio64_start,
+            layout::MMIO64_SIZE,
+            Arc::new(window64),
+        ),
     ];
     let mut bus = Bus::default();
     for (base, len, device) in ranges {
-        bus.add(base, len, device).map_err(|_| VmmError::Bug("register overlap"))?;
+        bus.add(base, len, device)
+            .map_err(|_| VmmError::Bug("register overlap"))?;
     }
     Ok(bus)
 }

@@ -55,7 +55,10 @@ fn read_spec(path: &Path) -> Result<VmSpec, VmmError> {
     let what = format!("Specification '{}' cannot be read", path.display());
     let text = std::fs::read_to_string(path).map_err(VmmError::host(what))?;
     serde_json::from_str(&text).map_err(|error| {
-        VmmError::Spec(format!("Specification '{}' is wrong: {error}", path.display()))
+        VmmError::Spec(format!(
+            "Specification '{}' is wrong: {error}",
+            path.display()
+        ))
     })
 }
 
@@ -80,7 +83,10 @@ fn run(spec: &Path) -> Result<Exit, VmmError> {
     }
     let socket = plan.spec.api_socket.clone();
     let server = Server::bind(&socket).map_err(|error| {
-        VmmError::Spec(format!("API socket '{}' cannot be made: {error}", socket.display()))
+        VmmError::Spec(format!(
+            "API socket '{}' cannot be made: {error}",
+            socket.display()
+        ))
     })?;
     let boot_vcpus = plan.spec.boot_vcpus;
     let console_socket = plan.spec.console_socket.clone();
@@ -132,7 +138,12 @@ impl<'a> EventLoop<'a> {
                 poller.add(fd, Token::Device(index, source))?;
             }
         }
-        Ok(Self { poller, console, runners: &mut machine.runners, input_waits: false })
+        Ok(Self {
+            poller,
+            console,
+            runners: &mut machine.runners,
+            input_waits: false,
+        })
     }
 
     fn run(&mut self, exit: &ExitNotifier) -> io::Result<Exit> {

@@ -62,10 +62,18 @@ fn answer(control: &Control, request: &Request) -> Response {
             done()
         }
         (
-            "/v1/vm" | "/v1/vm/resize" | "/v1/vm/balloon/statistics" | "/v1/vm/pause"
-            | "/v1/vm/resume" | "/v1/vm/power-button" | "/v1/vm/stop",
+            "/v1/vm"
+            | "/v1/vm/resize"
+            | "/v1/vm/balloon/statistics"
+            | "/v1/vm/pause"
+            | "/v1/vm/resume"
+            | "/v1/vm/power-button"
+            | "/v1/vm/stop",
             _,
-        ) => Response::problem(405, "This method is not allowed here: read with GET, act with PUT"),
+        ) => Response::problem(
+            405,
+            "This method is not allowed here: read with GET, act with PUT",
+        ),
         (path, _) => Response::problem(404, format!("There is no '{path}' here; start at /v1/vm")),
     }
 }

@@ -38,8 +38,17 @@ fn sum(smaps: impl BufRead, guest: &[(u64, u64)]) -> io::Result<Resident> {
     for line in smaps.lines() {
         let line = line?;
         if let Some(rest) = line.strip_prefix("Rss:") {
-            let kib = rest.trim().trim_end_matches("kB").trim().parse::<u64>().unwrap_or(0);
-            let total = if in_guest { &mut resident.guest_bytes } else { &mut resident.vmm_bytes };
+            let kib = rest
+                .trim()
+                .trim_end_matches("kB")
+                .trim()
+                .parse::<u64>()
+                .unwrap_or(0);
+            let total = if in_guest {
+                &mut resident.guest_bytes
+            } else {
+                &mut resident.vmm_bytes
+            };
             *total += kib << 10;
         } else if let Some((start, _)) = line.split_once('-')
             && let Ok(start) = u64::from_str_radix(start, 16)

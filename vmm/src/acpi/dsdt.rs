@@ -4,9 +4,9 @@
 //! the event device, `_SB_.PCI0` the host bridge, `_SB_.COM1` the serial port, `_SB_.PWRB` the power
 //! button. CPU objects as in ACPI 6.5 §8.4, `_OST` §6.3.5, event device §5.6.9.
 
-use acpi_tables::{Aml, AmlSink};
 use acpi_tables::aml::*;
 use acpi_tables::sdt::Sdt;
+use acpi_tables::{Aml, AmlSink};
 
 use super::{Machine, table, x2apic_entry};
 use crate::cpu::hotplug;
@@ -129,7 +129,10 @@ impl Aml for Cpu {
                     false,
                     vec![&Return::new(&MethodCall::new("CSTA".into(), vec![&id]))],
                 ),
-                &Name::new("_MAT".into(), &BufferData::new(x2apic_entry(id, true).to_vec())),
+                &Name::new(
+                    "_MAT".into(),
+                    &BufferData::new(x2apic_entry(id, true).to_vec()),
+                ),
                 &Method::new(
                     "_OST".into(),
                     3,
@@ -209,7 +212,10 @@ fn cpus(machine: &Machine, aml: &mut Vec<u8>) {
     let if_in = If::new(&is_inserting, vec![&notify_in, &ack_in, &more]);
     let if_out = If::new(&is_removing, vec![&notify_out, &ack_out, &more]);
     let go_on = Equal::new(&Local(1), &ONE);
-    let scan_loop = While::new(&go_on, vec![&no_more, &cmd_next, &get_next, &if_in, &if_out]);
+    let scan_loop = While::new(
+        &go_on,
+        vec![&no_more, &cmd_next, &get_next, &if_in, &if_out],
+    );
     let first = Store::new(&select, &ZERO);
     let scan_body = locked(&lock, &unlock, vec![&first, &more, &scan_loop]);
 
@@ -234,15 +240,24 @@ impl Aml for NotifyCpus {
     fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
         for id in 0..self.0 {
             let name = Path::new(&format!("C{id:03}"));
-            If::new(&Equal::new(&Arg(0), &id), vec![&Notify::new(&name, &Arg(1))])
-                .to_aml_bytes(sink);
+            If::new(
+                &Equal::new(&Arg(0), &id),
+                vec![&Notify::new(&name, &Arg(1))],
+            )
+            .to_aml_bytes(sink);
         }
     }
 }
 
 fn event_device(aml: &mut Vec<u8>) {
     let address = layout::GED;
-    let event = |bit: u8| And::new(&Local(1), &Local(0), &ZERO_PLUS[bit.trailing_zeros() as usize]);
+    let event = |bit: u8| {
+        And::new(
+            &Local(1),
+            &Local(0),
+            &ZERO_PLUS[bit.trailing_zeros() as usize],
+        )
+    };
     Device::new(
         "_SB_.GED_".into(),
         vec![
@@ -258,7 +273,12 @@ fn event_device(aml: &mut Vec<u8>) {
                     layout::GED_IRQ,
                 )]),
             ),
-            &OpRegion::new("GREG".into(), OpRegionSpace::SystemMemory, &address, &1usize),
+            &OpRegion::new(
+                "GREG".into(),
+                OpRegionSpace::SystemMemory,
+                &address,
+                &1usize,
+            ),
             &Field::new(
                 "GREG".into(),
                 FieldAccessType::Byte,

@@ -140,8 +140,12 @@ pub fn write_tables(ram: &GuestRam, machine: &Machine) -> Result<(), VmmError> {
         Ok(at)
     };
     let dsdt = place(dsdt::build(machine).as_slice())?;
-    let tables =
-        [place(fadt(dsdt).as_slice())?, place(madt(machine).as_slice())?, place(srat(machine).as_slice())?, place(mcfg().as_slice())?];
+    let tables = [
+        place(fadt(dsdt).as_slice())?,
+        place(madt(machine).as_slice())?,
+        place(srat(machine).as_slice())?,
+        place(mcfg().as_slice())?,
+    ];
     let mut xsdt = table(b"XSDT", 36, 1);
     for address in tables {
         xsdt.append(address);
@@ -157,7 +161,11 @@ mod tests {
     use super::*;
 
     fn machine() -> Machine {
-        Machine { boot_vcpus: 2, max_vcpus: 254, map: MemoryMap::new(256 << 20, 64 << 30) }
+        Machine {
+            boot_vcpus: 2,
+            max_vcpus: 254,
+            map: MemoryMap::new(256 << 20, 64 << 30),
+        }
     }
 
     #[test]
@@ -171,7 +179,10 @@ mod tests {
         let ram =
             GuestRam::from_regions(vec![crate::memory::RamRegion::fixed(0, mapping)]).unwrap();
         write_tables(&ram, &m).unwrap();
-        assert_eq!(&ram.read_obj::<[u8; 8]>(GuestAddress(RSDP)).unwrap(), b"RSD PTR ");
+        assert_eq!(
+            &ram.read_obj::<[u8; 8]>(GuestAddress(RSDP)).unwrap(),
+            b"RSD PTR "
+        );
     }
 
     #[test]

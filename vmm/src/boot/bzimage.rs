@@ -3,9 +3,9 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
+use linux_loader::loader::KernelLoader;
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header};
 use linux_loader::loader::bzimage::BzImage;
-use linux_loader::loader::KernelLoader;
 use vm_memory::{ByteValued, Bytes, GuestAddress};
 
 use super::{BootError, BootFiles, Entry, Initrd, load_initrd, memory_map};
@@ -30,7 +30,10 @@ pub(super) fn load(
     files: &BootFiles<'_>,
     kernel: &mut File,
 ) -> Result<Entry, BootError> {
-    let unsuitable = |why: String| BootError::Unsuitable { path: files.kernel.into(), why };
+    let unsuitable = |why: String| BootError::Unsuitable {
+        path: files.kernel.into(),
+        why,
+    };
     let header = read_header(files, kernel)?;
     let (version, flags) = (header.version, header.xloadflags);
     if version < 0x20c || flags & XLF_KERNEL_64 == 0 {
@@ -40,7 +43,10 @@ pub(super) fn load(
     }
     let cmdline_max = header.cmdline_size as usize;
     if files.cmdline.len() > cmdline_max {
-        return Err(BootError::CommandLine { len: files.cmdline.len(), max: cmdline_max });
+        return Err(BootError::CommandLine {
+            len: files.cmdline.len(),
+            max: cmdline_max,
+        });
     }
 
     let load_addr = header.pref_address;
@@ -50,7 +56,12 @@ pub(super) fn load(
     if load_addr < layout::HIGH_RAM || kernel_end > map.low_bytes {
         let (from, to) = (layout::HIGH_RAM, map.low_bytes);
         let needed_bytes = kernel_end.saturating_sub(layout::HIGH_RAM);
-        return Err(BootError::NoRoom { what: "Kernel", needed_bytes, from, to });
+        return Err(BootError::NoRoom {
+            what: "Kernel",
+            needed_bytes,
+            from,
+            to,
+        });
     }
     let file_bytes = kernel.metadata().map_or(0, |m| m.len());
     let setup_bytes = (u64::from(header.setup_sects.max(1)) + 1) * 512;
@@ -68,14 +79,20 @@ pub(super) fn load(
     let initrd = load_initrd(ram, files.initrd, kernel_end, limit)?;
     let params = zero_page(header, map, files, initrd.unwrap_or_default());
     ram.write_obj(params, GuestAddress(layout::ZERO_PAGE))?;
-    Ok(Entry::Linux64 { rip: load_addr + ENTRY_64 })
+    Ok(Entry::Linux64 {
+        rip: load_addr + ENTRY_64,
+    })
 }
 
 fn read_header(files: &BootFiles<'_>, kernel: &File) -> Result<setup_header, BootError> {
     let mut header = setup_header::default();
-    kernel.read_exact_at(header.as_mut_slice(), HEADER_OFFSET).map_err(|source| {
-        BootError::Read { what: "Kernel", path: files.kernel.into(), source }
-    })?;
+    kernel
+        .read_exact_at(header.as_mut_slice(), HEADER_OFFSET)
+        .map_err(|source| BootError::Read {
+            what: "Kernel",
+            path: files.kernel.into(),
+            source,
+        })?;
     Ok(header)
 }
 
@@ -85,7 +102,10 @@ fn zero_page(
     files: &BootFiles<'_>,
     initrd: Initrd,
 ) -> boot_params {
-    let mut params = boot_params { hdr: header, ..Default::default() };
+    let mut params = boot_params {
+        hdr: header,
+        ..Default::default()
+    };
     params.hdr.type_of_loader = 0xff;
     params.hdr.cmd_line_ptr = layout::CMDLINE as u32;
     params.hdr.cmdline_size = files.cmdline.len() as u32;
@@ -95,7 +115,11 @@ fn zero_page(
     let entries = memory_map(map);
     for (slot, entry) in params.e820_table.iter_mut().zip(&entries) {
         let type_ = if entry.ram { E820_RAM } else { E820_RESERVED };
-        *slot = boot_e820_entry { addr: entry.addr, size: entry.len, r#type: type_ };
+        *slot = boot_e820_entry {
+            addr: entry.addr,
+            size: entry.len,
+            r#type: type_,
+        };
     }
     params.e820_entries = entries.len() as u8;
     params

@@ -117,10 +117,17 @@ struct MapEntry {
 /// # Errors
 /// See [`BootError`]; guest memory may have been written.
 pub fn load(ram: &GuestRam, map: &MemoryMap, files: &BootFiles<'_>) -> Result<Entry, BootError> {
-    let unreadable = |source| BootError::Read { what: "Kernel", path: files.kernel.into(), source };
+    let unreadable = |source| BootError::Read {
+        what: "Kernel",
+        path: files.kernel.into(),
+        source,
+    };
     let mut kernel = File::open(files.kernel).map_err(unreadable)?;
     let mut head = Vec::with_capacity(0x264);
-    (&mut kernel).take(0x264).read_to_end(&mut head).map_err(unreadable)?;
+    (&mut kernel)
+        .take(0x264)
+        .read_to_end(&mut head)
+        .map_err(unreadable)?;
     kernel.seek(SeekFrom::Start(0)).map_err(unreadable)?;
 
     write_cmdline(ram, files.cmdline)?;
@@ -129,14 +136,19 @@ pub fn load(ram: &GuestRam, map: &MemoryMap, files: &BootFiles<'_>) -> Result<En
     } else if head.get(0x202..0x206) == Some(b"HdrS") {
         bzimage::load(ram, map, files, &mut kernel)
     } else {
-        Err(BootError::NotAKernel { path: files.kernel.into() })
+        Err(BootError::NotAKernel {
+            path: files.kernel.into(),
+        })
     }
 }
 
 fn write_cmdline(ram: &GuestRam, cmdline: &str) -> Result<(), BootError> {
     if cmdline.len() >= layout::CMDLINE_MAX {
         let max = layout::CMDLINE_MAX - 1;
-        return Err(BootError::CommandLine { len: cmdline.len(), max });
+        return Err(BootError::CommandLine {
+            len: cmdline.len(),
+            max,
+        });
     }
     ram.write_slice(cmdline.as_bytes(), GuestAddress(layout::CMDLINE))?;
     let end = layout::CMDLINE + cmdline.len() as u64;
@@ -151,10 +163,19 @@ fn load_initrd(
     limit: u64,
 ) -> Result<Option<Initrd>, BootError> {
     let Some(path) = path else { return Ok(None) };
-    let unreadable = |source| BootError::Read { what: "Initrd", path: path.into(), source };
+    let unreadable = |source| BootError::Read {
+        what: "Initrd",
+        path: path.into(),
+        source,
+    };
     let mut file = File::open(path).map_err(unreadable)?;
     let len = file.metadata().map_err(unreadable)?.len();
-    let no_room = || BootError::NoRoom { what: "Initrd", needed_bytes: len, from: floor, to: limit };
+    let no_room = || BootError::NoRoom {
+        what: "Initrd",
+        needed_bytes: len,
+        from: floor,
+        to: limit,
+    };
     let addr = limit.checked_sub(len).ok_or_else(no_room)? & !0xfff;
     if addr < floor {
         return Err(no_room());
@@ -168,18 +189,34 @@ fn load_initrd(
 fn memory_map(map: &MemoryMap) -> Vec<MapEntry> {
     let high_low = map.low_bytes.saturating_sub(layout::HIGH_RAM);
     let mut entries = vec![
-        MapEntry { addr: 0, len: layout::LOW_RAM_END, ram: true },
+        MapEntry {
+            addr: 0,
+            len: layout::LOW_RAM_END,
+            ram: true,
+        },
         MapEntry {
             addr: layout::ACPI_TABLES,
             len: layout::ACPI_TABLES_END - layout::ACPI_TABLES,
             ram: false,
         },
-        MapEntry { addr: layout::HIGH_RAM, len: high_low, ram: true },
+        MapEntry {
+            addr: layout::HIGH_RAM,
+            len: high_low,
+            ram: true,
+        },
         // Linux uses the ECAM only where it finds it reserved.
-        MapEntry { addr: layout::ECAM, len: layout::ECAM_SIZE, ram: false },
+        MapEntry {
+            addr: layout::ECAM,
+            len: layout::ECAM_SIZE,
+            ram: false,
+        },
     ];
     if map.high_bytes > 0 {
-        entries.push(MapEntry { addr: layout::RAM_ABOVE_4G, len: map.high_bytes, ram: true });
+        entries.push(MapEntry {
+            addr: layout::RAM_ABOVE_4G,
+            len: map.high_bytes,
+            ram: true,
+        });
     }
     entries
 }
@@ -226,13 +263,19 @@ mod tests {
 
     #[test]
     fn a_bzimage_is_entered_at_its_64_bit_entry() {
-        assert_eq!(boot(&bzimage(4096), None).unwrap(), Entry::Linux64 { rip: 0x100_0200 });
+        assert_eq!(
+            boot(&bzimage(4096), None).unwrap(),
+            Entry::Linux64 { rip: 0x100_0200 }
+        );
     }
 
     #[test]
     fn files_that_are_no_kernel_are_refused_by_name() {
         for junk in [&b""[..], b"\x7fEL", b"#!/bin/sh\n", &[0u8; 4096]] {
-            assert!(matches!(boot(junk, None), Err(BootError::NotAKernel { .. })));
+            assert!(matches!(
+                boot(junk, None),
+                Err(BootError::NotAKernel { .. })
+            ));
         }
         let error = boot(b"\x7fELF\x02\x01\x01", None).unwrap_err();
         assert!(matches!(error, BootError::Unsuitable { .. }), "{error}");
@@ -242,22 +285,34 @@ mod tests {
     fn a_kernel_without_the_64_bit_entry_is_refused() {
         let mut image = bzimage(4096);
         image[0x236] = 0;
-        assert!(matches!(boot(&image, None), Err(BootError::Unsuitable { .. })));
+        assert!(matches!(
+            boot(&image, None),
+            Err(BootError::Unsuitable { .. })
+        ));
     }
 
     #[test]
     fn a_truncated_bzimage_is_refused() {
         let mut image = bzimage(4096);
         image[0x1f4..0x1f8].copy_from_slice(&0x10_0000u32.to_le_bytes());
-        assert!(matches!(boot(&image, None), Err(BootError::Unsuitable { .. })));
+        assert!(matches!(
+            boot(&image, None),
+            Err(BootError::Unsuitable { .. })
+        ));
     }
 
     #[test]
     fn a_kernel_or_initrd_larger_than_memory_is_refused_with_numbers() {
         let mut image = bzimage(4096);
         image[0x260..0x264].copy_from_slice(&0x1000_0000u32.to_le_bytes());
-        assert!(matches!(boot(&image, None), Err(BootError::NoRoom { what: "Kernel", .. })));
+        assert!(matches!(
+            boot(&image, None),
+            Err(BootError::NoRoom { what: "Kernel", .. })
+        ));
         let error = boot(&bzimage(4096), Some(60 << 20)).unwrap_err();
-        assert!(matches!(error, BootError::NoRoom { what: "Initrd", .. }), "{error}");
+        assert!(
+            matches!(error, BootError::NoRoom { what: "Initrd", .. }),
+            "{error}"
+        );
     }
 }

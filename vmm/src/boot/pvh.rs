@@ -2,11 +2,11 @@
 
 use std::fs::File;
 
-use linux_loader::loader::elf::{Elf, PvhBootCapability};
+use linux_loader::loader::KernelLoader;
 use linux_loader::loader::elf::start_info::{
     hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info,
 };
-use linux_loader::loader::KernelLoader;
+use linux_loader::loader::elf::{Elf, PvhBootCapability};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::{BootError, BootFiles, Entry, load_initrd, memory_map};
@@ -27,7 +27,10 @@ pub(super) fn load(
     files: &BootFiles<'_>,
     kernel: &mut File,
 ) -> Result<Entry, BootError> {
-    let unsuitable = |why: String| BootError::Unsuitable { path: files.kernel.into(), why };
+    let unsuitable = |why: String| BootError::Unsuitable {
+        path: files.kernel.into(),
+        why,
+    };
     let high = Some(GuestAddress(layout::HIGH_RAM));
     let loaded =
         Elf::load(ram, None, kernel, high).map_err(|error| unsuitable(error.to_string()))?;
@@ -47,7 +50,11 @@ pub(super) fn load(
         ..Default::default()
     };
     if let Some(initrd) = initrd {
-        let module = hvm_modlist_entry { paddr: initrd.addr, size: initrd.len, ..Default::default() };
+        let module = hvm_modlist_entry {
+            paddr: initrd.addr,
+            size: initrd.len,
+            ..Default::default()
+        };
         ram.write_obj(module, GuestAddress(MODULE_LIST))?;
         info.nr_modules = 1;
         info.modlist_paddr = MODULE_LIST;
@@ -55,7 +62,12 @@ pub(super) fn load(
     let mut place = MEMORY_MAP;
     for entry in memory_map(map) {
         let type_ = if entry.ram { TYPE_RAM } else { TYPE_RESERVED };
-        let line = hvm_memmap_table_entry { addr: entry.addr, size: entry.len, type_, reserved: 0 };
+        let line = hvm_memmap_table_entry {
+            addr: entry.addr,
+            size: entry.len,
+            type_,
+            reserved: 0,
+        };
         ram.write_obj(line, GuestAddress(place))?;
         place += std::mem::size_of::<hvm_memmap_table_entry>() as u64;
         info.memmap_entries += 1;

@@ -115,7 +115,11 @@ fn set_features(entry: &mut kvm_cpuid_entry2, vcpu: u32, topology: &Topology) {
 fn push_topology(entries: &mut Vec<kvm_cpuid_entry2>, function: u32, vcpu: u32, max: u32) {
     const LEVEL_SMT: u32 = 1;
     const LEVEL_CORE: u32 = 2;
-    let levels = [(0, 1, LEVEL_SMT), (core_bits(max), max, LEVEL_CORE), (0, 0, 0)];
+    let levels = [
+        (0, 1, LEVEL_SMT),
+        (core_bits(max), max, LEVEL_CORE),
+        (0, 0, 0),
+    ];
     for (index, (shift, count, kind)) in (0u32..).zip(levels) {
         entries.push(kvm_cpuid_entry2 {
             function,
@@ -135,11 +139,18 @@ mod tests {
     use super::*;
 
     fn leaf(entries: &[kvm_cpuid_entry2], function: u32, index: u32) -> kvm_cpuid_entry2 {
-        *entries.iter().find(|e| e.function == function && e.index == index).unwrap()
+        *entries
+            .iter()
+            .find(|e| e.function == function && e.index == index)
+            .unwrap()
     }
 
     fn supported() -> CpuId {
-        let entry = |function, eax| kvm_cpuid_entry2 { function, eax, ..Default::default() };
+        let entry = |function, eax| kvm_cpuid_entry2 {
+            function,
+            eax,
+            ..Default::default()
+        };
         CpuId::from_entries(&[
             entry(0, 0xd),
             entry(1, 0),
@@ -154,7 +165,11 @@ mod tests {
     #[test]
     fn the_apic_id_is_the_vcpu_number_in_every_leaf_that_tells_it() {
         for max_vcpus in [1, 3, 4, 5, 16, 200] {
-            let topology = Topology { max_vcpus, tsc_deadline: true, tsc_khz: 0 };
+            let topology = Topology {
+                max_vcpus,
+                tsc_deadline: true,
+                tsc_khz: 0,
+            };
             for vcpu in 0..max_vcpus {
                 let entries = for_vcpu(&supported(), vcpu, &topology);
                 assert_eq!(leaf(&entries, 1, 0).ebx >> 24, vcpu);
@@ -169,7 +184,11 @@ mod tests {
 
     #[test]
     fn topology_counts_possible_vcpus_not_present_ones() {
-        let topology = Topology { max_vcpus: 6, tsc_deadline: false, tsc_khz: 2_000_000 };
+        let topology = Topology {
+            max_vcpus: 6,
+            tsc_deadline: false,
+            tsc_khz: 2_000_000,
+        };
         let entries = for_vcpu(&supported(), 0, &topology);
         assert_eq!(leaf(&entries, LEAF_TOPOLOGY, 1).ebx, 6);
         assert_eq!(leaf(&entries, 1, 0).ebx >> 16 & 0xff, 8);

@@ -103,12 +103,31 @@ impl CpuHotplug {
             .into_iter()
             .map(|vcpu| {
                 let present = vcpu.id() < boot;
-                let state = if present { VcpuState::Present } else { VcpuState::Parked };
-                Slot { vcpu, state, notice: 0, ost_event: 0, refused: None }
+                let state = if present {
+                    VcpuState::Present
+                } else {
+                    VcpuState::Parked
+                };
+                Slot {
+                    vcpu,
+                    state,
+                    notice: 0,
+                    ost_event: 0,
+                    refused: None,
+                }
             })
             .collect();
-        let table = Table { slots, selector: 0, command: 0, target: boot };
-        Self { table: Mutex::new(table), changed: Condvar::new(), event_device }
+        let table = Table {
+            slots,
+            selector: 0,
+            command: 0,
+            target: boot,
+        };
+        Self {
+            table: Mutex::new(table),
+            changed: Condvar::new(),
+            event_device,
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
@@ -125,7 +144,11 @@ impl CpuHotplug {
     pub fn states(&self) -> Vec<(Arc<Vcpu>, VcpuState)> {
         let mut table = self.lock();
         table.note_started();
-        table.slots.iter().map(|s| (s.vcpu.clone(), s.state)).collect()
+        table
+            .slots
+            .iter()
+            .map(|s| (s.vcpu.clone(), s.state))
+            .collect()
     }
 
     /// How many were asked for last.
@@ -269,7 +292,10 @@ impl Table {
     fn select_pending(&mut self) {
         let count = self.slots.len() as u32;
         let pending = |table: &Self, i: u32| {
-            table.slots.get(i as usize).is_some_and(|slot| slot.notice != 0)
+            table
+                .slots
+                .get(i as usize)
+                .is_some_and(|slot| slot.notice != 0)
         };
         let from = self.selector.min(count);
         if let Some(next) = (from..count).chain(0..from).find(|i| pending(self, *i)) {
@@ -307,7 +333,10 @@ impl Table {
 }
 
 fn is_present(state: VcpuState) -> bool {
-    matches!(state, VcpuState::Present | VcpuState::Online | VcpuState::Removing)
+    matches!(
+        state,
+        VcpuState::Present | VcpuState::Online | VcpuState::Removing
+    )
 }
 
 impl Slot {

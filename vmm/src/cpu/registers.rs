@@ -65,12 +65,18 @@ fn descriptor(s: &kvm_segment) -> u64 {
 
 /// Identity map of the first GiB by 2 MiB pages: kernel, zero page and command line lie in it.
 fn write_page_tables(ram: &GuestRam) -> Result<(), VmmError> {
-    let (pml4, pdpt, pd) =
-        (layout::PAGE_TABLES, layout::PAGE_TABLES + 0x1000, layout::PAGE_TABLES + 0x2000);
+    let (pml4, pdpt, pd) = (
+        layout::PAGE_TABLES,
+        layout::PAGE_TABLES + 0x1000,
+        layout::PAGE_TABLES + 0x2000,
+    );
     ram.write_obj(pdpt | PDE_PRESENT_RW, GuestAddress(pml4))?;
     ram.write_obj(pd | PDE_PRESENT_RW, GuestAddress(pdpt))?;
     for i in 0..512u64 {
-        ram.write_obj(i << 21 | PDE_HUGE | PDE_PRESENT_RW, GuestAddress(pd + i * 8))?;
+        ram.write_obj(
+            i << 21 | PDE_HUGE | PDE_PRESENT_RW,
+            GuestAddress(pd + i * 8),
+        )?;
     }
     Ok(())
 }
@@ -92,14 +98,21 @@ pub fn set_boot_state(vcpu: &VcpuFd, ram: &GuestRam, entry: Entry) -> Result<(),
     }
 
     let mut sregs = vcpu.get_sregs().map_err(VmmError::kvm("KVM_GET_SREGS"))?;
-    sregs.gdt = kvm_dtable { base: layout::GDT, limit: 5 * 8 - 1, ..Default::default() };
+    sregs.gdt = kvm_dtable {
+        base: layout::GDT,
+        limit: 5 * 8 - 1,
+        ..Default::default()
+    };
     sregs.idt = kvm_dtable::default();
     (sregs.cs, sregs.tr) = (code, tss);
     (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
     sregs.cr0 = (sregs.cr0 & 0x10) | CR0_PE;
     sregs.cr4 = 0;
     sregs.efer = 0;
-    let mut regs = kvm_regs { rflags: 2, ..Default::default() };
+    let mut regs = kvm_regs {
+        rflags: 2,
+        ..Default::default()
+    };
     match entry {
         Entry::Linux64 { rip } => {
             write_page_tables(ram)?;
@@ -116,7 +129,8 @@ pub fn set_boot_state(vcpu: &VcpuFd, ram: &GuestRam, entry: Entry) -> Result<(),
             regs.rbx = layout::PVH_INFO;
         }
     }
-    vcpu.set_sregs(&sregs).map_err(VmmError::kvm("KVM_SET_SREGS"))?;
+    vcpu.set_sregs(&sregs)
+        .map_err(VmmError::kvm("KVM_SET_SREGS"))?;
     vcpu.set_regs(&regs).map_err(VmmError::kvm("KVM_SET_REGS"))
 }
 
@@ -126,15 +140,24 @@ pub fn set_boot_state(vcpu: &VcpuFd, ram: &GuestRam, entry: Entry) -> Result<(),
 /// # Errors
 /// KVM refuses, which is a bug of ours or a KVM that lacks these MSRs.
 pub fn set_common_state(vcpu: &VcpuFd) -> Result<(), VmmError> {
-    let entry = |index, data| kvm_msr_entry { index, data, ..Default::default() };
+    let entry = |index, data| kvm_msr_entry {
+        index,
+        data,
+        ..Default::default()
+    };
     let entries = [
         entry(MSR_MTRR_DEF_TYPE, MTRR_ENABLED_WRITE_BACK),
         entry(MSR_MISC_ENABLE, MISC_ENABLE_FAST_STRING),
     ];
     let msrs = Msrs::from_entries(&entries).map_err(|_| VmmError::Bug("MSR list"))?;
     // KVM stops at the first MSR that this processor lacks (MISC_ENABLE on some): not an error.
-    vcpu.set_msrs(&msrs).map_err(VmmError::kvm("KVM_SET_MSRS"))?;
-    let fpu = kvm_fpu { fcw: 0x37f, mxcsr: 0x1f80, ..Default::default() };
+    vcpu.set_msrs(&msrs)
+        .map_err(VmmError::kvm("KVM_SET_MSRS"))?;
+    let fpu = kvm_fpu {
+        fcw: 0x37f,
+        mxcsr: 0x1f80,
+        ..Default::default()
+    };
     vcpu.set_fpu(&fpu).map_err(VmmError::kvm("KVM_SET_FPU"))?;
     set_lint(vcpu)
 }
@@ -148,7 +171,9 @@ fn set_lint(vcpu: &VcpuFd) -> Result<(), VmmError> {
     const MODE_MASK: u32 = 7 << 8;
     let mut lapic = vcpu.get_lapic().map_err(VmmError::kvm("KVM_GET_LAPIC"))?;
     for (offset, mode) in [(LINT0, MODE_EXTINT), (LINT1, MODE_NMI)] {
-        let Some(bytes) = lapic.regs.get_mut(offset..offset + 4) else { continue };
+        let Some(bytes) = lapic.regs.get_mut(offset..offset + 4) else {
+            continue;
+        };
         let mut value = [0u8; 4];
         for (v, b) in value.iter_mut().zip(bytes.iter()) {
             *v = b.to_ne_bytes()[0];
@@ -158,7 +183,8 @@ fn set_lint(vcpu: &VcpuFd) -> Result<(), VmmError> {
             *b = i8::from_ne_bytes([v]);
         }
     }
-    vcpu.set_lapic(&lapic).map_err(VmmError::kvm("KVM_SET_LAPIC"))
+    vcpu.set_lapic(&lapic)
+        .map_err(VmmError::kvm("KVM_SET_LAPIC"))
 }
 
 #[cfg(test)]
@@ -168,8 +194,17 @@ mod tests {
     #[test]
     fn flat_segments_have_the_well_known_descriptors() {
         assert_eq!(descriptor(&segment(0x10, 0xb, true)), 0x00af_9b00_0000_ffff);
-        assert_eq!(descriptor(&segment(0x10, 0xb, false)), 0x00cf_9b00_0000_ffff);
-        assert_eq!(descriptor(&segment(0x18, 0x3, false)), 0x00cf_9300_0000_ffff);
-        assert_eq!(descriptor(&segment(0x20, 0xb, false)), 0x0000_8b00_0000_0067);
+        assert_eq!(
+            descriptor(&segment(0x10, 0xb, false)),
+            0x00cf_9b00_0000_ffff
+        );
+        assert_eq!(
+            descriptor(&segment(0x18, 0x3, false)),
+            0x00cf_9300_0000_ffff
+        );
+        assert_eq!(
+            descriptor(&segment(0x20, 0xb, false)),
+            0x0000_8b00_0000_0067
+        );
     }
 }

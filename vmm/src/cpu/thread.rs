@@ -154,7 +154,9 @@ impl Vcpu {
             Wish::Run => c.doing != Doing::Running,
             Wish::End => c.doing != Doing::Ended,
         };
-        let waited = self.changed.wait_timeout_while(self.lock(), timeout, unsettled);
+        let waited = self
+            .changed
+            .wait_timeout_while(self.lock(), timeout, unsettled);
         !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
     }
 
@@ -190,7 +192,10 @@ impl Vcpu {
                 Doing::Running => return true,
                 Doing::Ended => return false,
                 Doing::Parked | Doing::Paused => {
-                    control = self.changed.wait(control).unwrap_or_else(PoisonError::into_inner);
+                    control = self
+                        .changed
+                        .wait(control)
+                        .unwrap_or_else(PoisonError::into_inner);
                 }
             }
         }
@@ -220,16 +225,31 @@ impl VcpuHandle {
             tid: AtomicI32::new(0),
             pthread: AtomicU64::new(0),
             started: AtomicBool::new(false),
-            control: Mutex::new(Control { wish: Wish::Park, doing: Doing::Running }),
+            control: Mutex::new(Control {
+                wish: Wish::Park,
+                doing: Doing::Running,
+            }),
             changed: Condvar::new(),
         });
         let shared = vcpu.clone();
         let thread = std::thread::Builder::new()
             .name(format!("vcpu{id}"))
             .stack_size(128 << 10)
-            .spawn(move || Runner { shared, fd, context }.run())
-            .map_err(VmmError::host(format!("Thread of vCPU {id} cannot be made")))?;
-        Ok(Self { vcpu, thread: Some(thread) })
+            .spawn(move || {
+                Runner {
+                    shared,
+                    fd,
+                    context,
+                }
+                .run()
+            })
+            .map_err(VmmError::host(format!(
+                "Thread of vCPU {id} cannot be made"
+            )))?;
+        Ok(Self {
+            vcpu,
+            thread: Some(thread),
+        })
     }
 
     /// Ends the thread and waits for it.
@@ -307,8 +327,12 @@ impl Runner {
             let _ = self.fd.kvmclock_ctrl();
             return Ok(());
         }
-        let mp_state = kvm_mp_state { mp_state: KVM_MP_STATE_UNINITIALIZED };
-        self.fd.set_mp_state(mp_state).map_err(|e| format!("KVM_SET_MP_STATE failed: {e}"))
+        let mp_state = kvm_mp_state {
+            mp_state: KVM_MP_STATE_UNINITIALIZED,
+        };
+        self.fd
+            .set_mp_state(mp_state)
+            .map_err(|e| format!("KVM_SET_MP_STATE failed: {e}"))
     }
 
     fn after_run(&mut self) -> Result<(), Exit> {
@@ -352,11 +376,16 @@ fn handle(exit: VcpuExit<'_>, context: &VcpuContext) -> Result<(), Exit> {
             )));
         }
         VcpuExit::InternalError => {
-            return Err(Exit::Kvm("KVM reports an internal error (an instruction that it cannot emulate?)".into()));
+            return Err(Exit::Kvm(
+                "KVM reports an internal error (an instruction that it cannot emulate?)".into(),
+            ));
         }
         VcpuExit::Intr | VcpuExit::Hlt | VcpuExit::IrqWindowOpen => {}
-        other => return Err(Exit::Kvm(format!("KVM returned for an unexpected reason: {other:?}"))),
+        other => {
+            return Err(Exit::Kvm(format!(
+                "KVM returned for an unexpected reason: {other:?}"
+            )));
+        }
     }
     Ok(())
 }
-

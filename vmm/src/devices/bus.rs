@@ -48,7 +48,10 @@ impl Bus {
     }
 
     fn find(&self, addr: u64, count: usize) -> Option<(&dyn BusDevice, u64)> {
-        let at = self.ranges.partition_point(|r| r.base <= addr).checked_sub(1)?;
+        let at = self
+            .ranges
+            .partition_point(|r| r.base <= addr)
+            .checked_sub(1)?;
         let range = self.ranges.get(at)?;
         let offset = addr - range.base;
         let end = offset.checked_add(count as u64)?;

@@ -21,7 +21,10 @@ pub struct EventDevice {
 impl EventDevice {
     /// `interrupt` is an irqfd of [`crate::layout::GED_IRQ`].
     pub fn new(interrupt: EventFd) -> Self {
-        Self { pending: AtomicU8::new(0), interrupt }
+        Self {
+            pending: AtomicU8::new(0),
+            interrupt,
+        }
     }
 
     /// Tells the guest.

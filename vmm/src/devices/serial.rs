@@ -50,7 +50,9 @@ impl Write for Output {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         let wait = match self.bytes.len() {
             0 => Some(GATHER),
-            n if n < GATHER_BYTES && n + data.len() >= GATHER_BYTES => Some(Duration::from_nanos(1)),
+            n if n < GATHER_BYTES && n + data.len() >= GATHER_BYTES => {
+                Some(Duration::from_nanos(1))
+            }
             _ => None,
         };
         // A guest that writes faster than anybody reads loses output, not the host its memory.
@@ -81,7 +83,13 @@ impl SerialPort {
     pub fn new(line: EventFd) -> io::Result<(Self, i32)> {
         let timer = TimerFd::new()?;
         let ready = timer.as_raw_fd();
-        let uart = Serial::new(Line(line), Output { bytes: Vec::new(), timer });
+        let uart = Serial::new(
+            Line(line),
+            Output {
+                bytes: Vec::new(),
+                timer,
+            },
+        );
         Ok((Self(Arc::new(Mutex::new(uart))), ready))
     }
 
@@ -100,7 +108,8 @@ impl SerialPort {
     fn enqueue(&self, input: &[u8]) -> usize {
         let mut uart = self.lock();
         let room = uart.fifo_capacity().min(input.len());
-        uart.enqueue_raw_bytes(input.get(..room).unwrap_or_default()).unwrap_or(0)
+        uart.enqueue_raw_bytes(input.get(..room).unwrap_or_default())
+            .unwrap_or(0)
     }
 }
 
@@ -133,7 +142,14 @@ impl Console {
     /// Serves `listener`, copies to `log`.
     pub fn new(port: SerialPort, listener: Option<UnixListener>, log: Option<File>) -> Self {
         let (history, input) = (VecDeque::new(), VecDeque::new());
-        Self { port, listener, log, clients: Vec::new(), history, input }
+        Self {
+            port,
+            listener,
+            log,
+            clients: Vec::new(),
+            history,
+            input,
+        }
     }
 
     /// Hands on what the guest has written.
@@ -150,7 +166,8 @@ impl Console {
             self.log = None;
         }
         // A reader that does not keep up is cut off rather than waited for.
-        self.clients.retain_mut(|client| client.write_all(&bytes).is_ok());
+        self.clients
+            .retain_mut(|client| client.write_all(&bytes).is_ok());
         self.history.extend(&bytes);
         let excess = self.history.len().saturating_sub(HISTORY_BYTES);
         self.history.drain(..excess);
@@ -167,7 +184,10 @@ impl Console {
             return None;
         }
         let (a, b) = self.history.as_slices();
-        stream.write_all(a).and_then(|()| stream.write_all(b)).ok()?;
+        stream
+            .write_all(a)
+            .and_then(|()| stream.write_all(b))
+            .ok()?;
         stream.set_nonblocking(true).ok()?;
         let fd = stream.as_raw_fd();
         self.clients.push(stream);
@@ -176,9 +196,14 @@ impl Console {
 
     /// Reads what client `fd` has typed. False: it is gone, and its descriptor closed.
     pub fn read_client(&mut self, fd: i32) -> bool {
-        let Some(at) = self.clients.iter().position(|c| c.as_raw_fd() == fd) else { return false };
+        let Some(at) = self.clients.iter().position(|c| c.as_raw_fd() == fd) else {
+            return false;
+        };
         let mut buffer = [0u8; 256];
-        let count = self.clients.get_mut(at).map(|client| client.read(&mut buffer));
+        let count = self
+            .clients
+            .get_mut(at)
+            .map(|client| client.read(&mut buffer));
         match count {
             Some(Ok(count)) if count > 0 => {
                 let room = MAX_INPUT_BYTES.saturating_sub(self.input.len());

@@ -58,7 +58,13 @@ impl ElasticMemory {
         slots: Box<dyn MemorySlots>,
         first_slot: u32,
     ) -> Self {
-        Self { start, mapping, blocks, slots, first_slot }
+        Self {
+            start,
+            mapping,
+            blocks,
+            slots,
+            first_slot,
+        }
     }
 
     /// Guest address of its first byte.
@@ -97,7 +103,12 @@ impl ElasticMemory {
         let offset = slot * SLOT_BYTES;
         let len = SLOT_BYTES.min(self.len() - offset);
         let host = self.mapping.as_ptr() as u64 + offset;
-        self.slots.add(self.first_slot + slot as u32, self.start + offset, host, len)
+        self.slots.add(
+            self.first_slot + slot as u32,
+            self.start + offset,
+            host,
+            len,
+        )
     }
 
     /// Makes blocks usable; all of them must be unplugged.
@@ -110,7 +121,11 @@ impl ElasticMemory {
         self.mapping.allow(offset, len)?;
         let mut added = Vec::new();
         for slot in Self::slots_of(first, count) {
-            if self.blocks.count(slot * Self::slot_blocks(), Self::slot_blocks()) > 0 {
+            if self
+                .blocks
+                .count(slot * Self::slot_blocks(), Self::slot_blocks())
+                > 0
+            {
                 continue;
             }
             if let Err(error) = self.add_slot(slot) {
@@ -146,7 +161,11 @@ impl ElasticMemory {
 
     fn release(&mut self, first: u64, count: u64, removed: &mut Vec<u64>) -> io::Result<()> {
         for slot in Self::slots_of(first, count) {
-            if self.blocks.count(slot * Self::slot_blocks(), Self::slot_blocks()) == 0 {
+            if self
+                .blocks
+                .count(slot * Self::slot_blocks(), Self::slot_blocks())
+                == 0
+            {
                 self.slots.remove(self.first_slot + slot as u32)?;
                 removed.push(slot);
             }

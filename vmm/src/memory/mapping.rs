@@ -25,7 +25,11 @@ impl Mapping {
     /// What `mmap` says, for example that the address space is limited.
     pub fn new(len: usize, access: bool) -> io::Result<Self> {
         let over = len.checked_add(ALIGN).ok_or(io::ErrorKind::InvalidInput)?;
-        let protection = if access { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_NONE };
+        let protection = if access {
+            libc::PROT_READ | libc::PROT_WRITE
+        } else {
+            libc::PROT_NONE
+        };
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         // SAFETY: a new anonymous mapping at an address that the kernel chooses touches nothing of ours.
         let raw = unsafe { libc::mmap(std::ptr::null_mut(), over, protection, flags, -1, 0) };

@@ -23,7 +23,9 @@ pub struct PluggedBlocks {
 impl PluggedBlocks {
     /// So many blocks, none plugged.
     pub fn new(blocks: u64) -> Self {
-        let words = (0..blocks.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
+        let words = (0..blocks.div_ceil(64))
+            .map(|_| AtomicU64::new(0))
+            .collect();
         Self { words, blocks }
     }
 
@@ -38,7 +40,9 @@ impl PluggedBlocks {
 
     /// Whether block `index` is plugged; false beyond the end.
     pub fn is_plugged(&self, index: u64) -> bool {
-        let word = usize::try_from(index / 64).ok().and_then(|i| self.words.get(i));
+        let word = usize::try_from(index / 64)
+            .ok()
+            .and_then(|i| self.words.get(i));
         word.is_some_and(|w| w.load(Ordering::Relaxed) & (1 << (index % 64)) != 0)
     }
 
@@ -74,12 +78,20 @@ pub struct RamRegion {
 impl RamRegion {
     /// Memory that is always there.
     pub fn fixed(start: u64, mapping: Arc<Mapping>) -> Self {
-        Self { start: GuestAddress(start), mapping, plugged: None }
+        Self {
+            start: GuestAddress(start),
+            mapping,
+            plugged: None,
+        }
     }
 
     /// Memory of which only the plugged blocks are there.
     pub fn elastic(start: u64, mapping: Arc<Mapping>, plugged: Arc<PluggedBlocks>) -> Self {
-        Self { start: GuestAddress(start), mapping, plugged: Some(plugged) }
+        Self {
+            start: GuestAddress(start),
+            mapping,
+            plugged: Some(plugged),
+        }
     }
 
     /// The mapping behind it.
@@ -89,7 +101,9 @@ impl RamRegion {
 
     /// Whether every byte of a range (offsets into the region) may be touched.
     pub fn is_accessible(&self, offset: u64, len: u64) -> bool {
-        let Some(end) = offset.checked_add(len) else { return false };
+        let Some(end) = offset.checked_add(len) else {
+            return false;
+        };
         if end > self.mapping.len() as u64 {
             return false;
         }
@@ -118,7 +132,8 @@ impl GuestMemoryRegion for RamRegion {
     fn bitmap(&self) {}
 
     fn get_host_address(&self, addr: MemoryRegionAddress) -> Result<*mut u8, GuestMemoryError> {
-        self.get_slice(addr, 1).map(|slice| slice.ptr_guard_mut().as_ptr())
+        self.get_slice(addr, 1)
+            .map(|slice| slice.ptr_guard_mut().as_ptr())
     }
 
     fn get_slice(
@@ -159,6 +174,9 @@ mod tests {
         assert_eq!(ram.read_obj::<u32>(inside).unwrap(), 7);
         let spanning = GuestAddress(base + 2 * BLOCK_BYTES - 2);
         assert!(ram.write_obj(7u32, spanning).is_err());
-        assert!(ram.read_obj::<u32>(GuestAddress(base + 4 * BLOCK_BYTES - 2)).is_err());
+        assert!(
+            ram.read_obj::<u32>(GuestAddress(base + 4 * BLOCK_BYTES - 2))
+                .is_err()
+        );
     }
 }

@@ -48,7 +48,9 @@ impl Default for PciBus {
             class: [6, 0, 0],
             subsystem: (0, 0),
         });
-        Self { functions: vec![Arc::new(HostBridge(bridge))] }
+        Self {
+            functions: vec![Arc::new(HostBridge(bridge))],
+        }
     }
 }
 
@@ -68,7 +70,10 @@ impl Ecam {
         if bus != 0 || function != 0 {
             return None;
         }
-        self.0.functions.get(device as usize).map(|f| (&**f, offset & 0xfff))
+        self.0
+            .functions
+            .get(device as usize)
+            .map(|f| (&**f, offset & 0xfff))
     }
 }
 

@@ -173,7 +173,10 @@ mod tests {
             class: [0xff, 0, 0],
             subsystem: (0x1af4, 4),
         });
-        config.set_bar(Bar { address: 0x40_0000_0000, bytes: 0x4000 });
+        config.set_bar(Bar {
+            address: 0x40_0000_0000,
+            bytes: 0x4000,
+        });
         config
     }
 
@@ -194,8 +197,20 @@ mod tests {
     #[test]
     fn capabilities_are_chained_and_read_only() {
         let mut config = config();
-        let first = config.add_capability(&Capability { id: 9, body: vec![1, 2, 3] }, &[]);
-        let second = config.add_capability(&Capability { id: 0x11, body: vec![4; 10] }, &[(3, 0xc0)]);
+        let first = config.add_capability(
+            &Capability {
+                id: 9,
+                body: vec![1, 2, 3],
+            },
+            &[],
+        );
+        let second = config.add_capability(
+            &Capability {
+                id: 0x11,
+                body: vec![4; 10],
+            },
+            &[(3, 0xc0)],
+        );
         let byte = |config: &ConfigSpace, at| {
             let mut data = [0];
             config.read(at, &mut data);

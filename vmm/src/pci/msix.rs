@@ -34,7 +34,10 @@ pub struct Routes {
 impl Routes {
     /// Only the I/O APIC at first, as KVM has it.
     pub fn new(vm: Arc<VmFd>) -> Self {
-        Self { vm, messages: Mutex::default() }
+        Self {
+            vm,
+            messages: Mutex::default(),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Option<Message>>> {
@@ -51,7 +54,9 @@ impl Routes {
     /// Lets `gsi` send `message`. Unchanged messages cost nothing.
     fn set(&self, gsi: u32, message: Message) -> bool {
         let mut messages = self.lock();
-        let Some(slot) = messages.get_mut((gsi - FIRST_MSI_GSI) as usize) else { return false };
+        let Some(slot) = messages.get_mut((gsi - FIRST_MSI_GSI) as usize) else {
+            return false;
+        };
         if *slot == Some(message) {
             return true;
         }
@@ -59,10 +64,14 @@ impl Routes {
         let entries: Vec<_> = (0..FIRST_MSI_GSI)
             .map(ioapic_route)
             .chain(
-                (FIRST_MSI_GSI..).zip(messages.iter()).filter_map(|(g, m)| Some(msi_route(g, (*m)?))),
+                (FIRST_MSI_GSI..)
+                    .zip(messages.iter())
+                    .filter_map(|(g, m)| Some(msi_route(g, (*m)?))),
             )
             .collect();
-        let Ok(table) = KvmIrqRouting::from_entries(&entries) else { return false };
+        let Ok(table) = KvmIrqRouting::from_entries(&entries) else {
+            return false;
+        };
         self.vm.set_gsi_routing(&table).is_ok()
     }
 }
@@ -79,8 +88,11 @@ fn ioapic_route(pin: u32) -> kvm_irq_routing_entry {
 }
 
 fn msi_route(gsi: u32, message: Message) -> kvm_irq_routing_entry {
-    let mut entry =
-        kvm_irq_routing_entry { gsi, type_: KVM_IRQ_ROUTING_MSI, ..Default::default() };
+    let mut entry = kvm_irq_routing_entry {
+        gsi,
+        type_: KVM_IRQ_ROUTING_MSI,
+        ..Default::default()
+    };
     entry.u.msi.address_lo = message.address as u32;
     entry.u.msi.address_hi = (message.address >> 32) as u32;
     entry.u.msi.data = message.data;
@@ -111,10 +123,21 @@ pub struct Msix {
 impl Msix {
     /// So many vectors, all masked, as after a reset.
     pub fn new(routes: Arc<Routes>, vectors: u16) -> Self {
-        let entry = |_| Entry { masked: true, gsi: routes.allocate(), ..Entry::default() };
+        let entry = |_| Entry {
+            masked: true,
+            gsi: routes.allocate(),
+            ..Entry::default()
+        };
         let entries = (0..vectors).map(entry).collect();
-        let state = State { entries, enabled: false, function_masked: false };
-        Self { routes, state: Mutex::new(state) }
+        let state = State {
+            entries,
+            enabled: false,
+            function_masked: false,
+        };
+        Self {
+            routes,
+            state: Mutex::new(state),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -142,7 +165,9 @@ impl Msix {
     pub fn trigger(&self, index: u16) {
         let mut state = self.lock();
         let open = state.enabled && !state.function_masked;
-        let Some(entry) = state.entries.get_mut(usize::from(index)) else { return };
+        let Some(entry) = state.entries.get_mut(usize::from(index)) else {
+            return;
+        };
         if !open || entry.masked {
             entry.pending = true;
             return;
@@ -180,22 +205,27 @@ impl Msix {
     /// Reads the table.
     pub fn table_read(&self, offset: u64, data: &mut [u8]) {
         let state = self.lock();
-        let bytes = state.entries.get((offset / ENTRY_BYTES) as usize).map(|entry| {
-            let control = if entry.masked { CONTROL_MASKED } else { 0 };
-            let mut bytes = [0u8; ENTRY_BYTES as usize];
-            let words = [
-                entry.message.address as u32,
-                (entry.message.address >> 32) as u32,
-                entry.message.data,
-                control,
-            ];
-            for (target, word) in bytes.chunks_exact_mut(4).zip(words) {
-                target.copy_from_slice(&word.to_le_bytes());
-            }
-            bytes
-        });
+        let bytes = state
+            .entries
+            .get((offset / ENTRY_BYTES) as usize)
+            .map(|entry| {
+                let control = if entry.masked { CONTROL_MASKED } else { 0 };
+                let mut bytes = [0u8; ENTRY_BYTES as usize];
+                let words = [
+                    entry.message.address as u32,
+                    (entry.message.address >> 32) as u32,
+                    entry.message.data,
+                    control,
+                ];
+                for (target, word) in bytes.chunks_exact_mut(4).zip(words) {
+                    target.copy_from_slice(&word.to_le_bytes());
+                }
+                bytes
+            });
         let inside = (offset % ENTRY_BYTES) as usize;
-        let source = bytes.as_ref().and_then(|b| b.get(inside..inside + data.len()));
+        let source = bytes
+            .as_ref()
+            .and_then(|b| b.get(inside..inside + data.len()));
         match source {
             Some(source) => data.copy_from_slice(source),
             None => data.fill(0),
@@ -206,8 +236,12 @@ impl Msix {
     pub fn table_write(&self, offset: u64, data: &[u8]) {
         let mut state = self.lock();
         let index = (offset / ENTRY_BYTES) as usize;
-        let Some(entry) = state.entries.get_mut(index) else { return };
-        let words = data.chunks_exact(4).filter_map(|w| w.try_into().ok().map(u32::from_le_bytes));
+        let Some(entry) = state.entries.get_mut(index) else {
+            return;
+        };
+        let words = data
+            .chunks_exact(4)
+            .filter_map(|w| w.try_into().ok().map(u32::from_le_bytes));
         for (word, value) in (offset % ENTRY_BYTES / 4..).zip(words) {
             let address = entry.message.address;
             match word {

@@ -127,8 +127,9 @@ impl VirtioPci {
     ) -> Result<Arc<Self>, VmmError> {
         let sizes = device.queue_sizes();
         let event = || {
-            EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
-                .map_err(VmmError::host("Event descriptor of a virtio device cannot be made"))
+            EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(VmmError::host(
+                "Event descriptor of a virtio device cannot be made",
+            ))
         };
         let vectors = sizes.len() as u16 + 1;
         let shared = Arc::new(Shared {
@@ -141,7 +142,11 @@ impl VirtioPci {
             config: device.config(),
         });
         let function = Function::new(device.device_type(), vectors, sizes.len(), bar_address);
-        Ok(Arc::new(Self { shared, function: Mutex::new(function), vm }))
+        Ok(Arc::new(Self {
+            shared,
+            function: Mutex::new(function),
+            vm,
+        }))
     }
 
     fn function(&self) -> MutexGuard<'_, Function> {
@@ -165,19 +170,29 @@ impl VirtioPci {
                 kvm_ioctls::IoEventAddress::Mmio(base + bar::NOTIFY + index * NOTIFY_STEP)
             };
             if let Some(base) = function.notifying {
-                let _ = self.vm.unregister_ioevent(event, &at(base), kvm_ioctls::NoDatamatch);
+                let _ = self
+                    .vm
+                    .unregister_ioevent(event, &at(base), kvm_ioctls::NoDatamatch);
             }
             // Where KVM refuses, the access reaches `bar_write` and is passed on there.
-            let used = self.shared.common().queue(index as u16).is_some_and(|q| q.enabled);
+            let used = self
+                .shared
+                .common()
+                .queue(index as u16)
+                .is_some_and(|q| q.enabled);
             if let Some(base) = wanted.filter(|_| used) {
-                let _ = self.vm.register_ioevent(event, &at(base), kvm_ioctls::NoDatamatch);
+                let _ = self
+                    .vm
+                    .register_ioevent(event, &at(base), kvm_ioctls::NoDatamatch);
             }
         }
         function.notifying = wanted;
     }
 
     fn notify(&self, queue: u64) {
-        if let Some(event) = usize::try_from(queue).ok().and_then(|q| self.shared.queue_events.get(q))
+        if let Some(event) = usize::try_from(queue)
+            .ok()
+            .and_then(|q| self.shared.queue_events.get(q))
         {
             let _ = event.write(1);
         }
@@ -217,11 +232,19 @@ impl Function {
             class: [0xff, 0, 0],
             subsystem: (VENDOR, DEVICE_BASE + device_type as u16),
         });
-        config.set_bar(Bar { address: bar_address, bytes: bar::BYTES });
+        config.set_bar(Bar {
+            address: bar_address,
+            bytes: bar::BYTES,
+        });
         let notify_len = queues as u64 * NOTIFY_STEP;
         let parts = [
             (1u8, bar::COMMON, registers::COMMON_BYTES, vec![]),
-            (2, bar::NOTIFY, notify_len, (NOTIFY_STEP as u32).to_le_bytes().to_vec()),
+            (
+                2,
+                bar::NOTIFY,
+                notify_len,
+                (NOTIFY_STEP as u32).to_le_bytes().to_vec(),
+            ),
             (3, bar::ISR, 1, vec![]),
             (4, bar::DEVICE, bar::PAGE, vec![]),
         ];
@@ -230,15 +253,24 @@ impl Function {
         }
         // BAR number, offset, length and data of the window are the guest's.
         let writable: Vec<_> = [4].into_iter().chain(8..20).map(|at| (at, 0xff)).collect();
-        let window_at =
-            config.add_capability(&vendor_capability(5, 0, 0, &[0; 4]), &writable);
+        let window_at = config.add_capability(&vendor_capability(5, 0, 0, &[0; 4]), &writable);
 
         let mut msix = (vectors - 1).to_le_bytes().to_vec();
         msix.extend((bar::MSIX_TABLE as u32).to_le_bytes());
         msix.extend((bar::MSIX_PENDING as u32).to_le_bytes());
-        let msix_at =
-            config.add_capability(&Capability { id: CAP_MSIX, body: msix }, &[(3, 0xc0)]);
-        Self { config, msix_at, window_at, notifying: None }
+        let msix_at = config.add_capability(
+            &Capability {
+                id: CAP_MSIX,
+                body: msix,
+            },
+            &[(3, 0xc0)],
+        );
+        Self {
+            config,
+            msix_at,
+            window_at,
+            notifying: None,
+        }
     }
 }
 
@@ -249,7 +281,10 @@ fn vendor_capability(kind: u8, offset: u64, len: u64, extra: &[u8]) -> Capabilit
     body.extend((offset as u32).to_le_bytes());
     body.extend((len as u32).to_le_bytes());
     body.extend(extra);
-    Capability { id: CAP_VENDOR, body }
+    Capability {
+        id: CAP_VENDOR,
+        body,
+    }
 }
 
 impl PciFunction for VirtioPci {

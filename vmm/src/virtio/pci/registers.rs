@@ -42,7 +42,15 @@ pub struct QueueSetup {
 impl QueueSetup {
     fn new(max_size: u16) -> Self {
         let (size, vector) = (max_size, NO_VECTOR);
-        Self { max_size, size, vector, enabled: false, descriptors: 0, available: 0, used: 0 }
+        Self {
+            max_size,
+            size,
+            vector,
+            enabled: false,
+            descriptors: 0,
+            available: 0,
+            used: 0,
+        }
     }
 
     /// The queue to work with; absent where its size or addresses are not even well formed.
@@ -52,9 +60,15 @@ impl QueueSetup {
             return Some(queue);
         }
         queue.try_set_size(self.size).ok()?;
-        queue.try_set_desc_table_address(vm_memory::GuestAddress(self.descriptors)).ok()?;
-        queue.try_set_avail_ring_address(vm_memory::GuestAddress(self.available)).ok()?;
-        queue.try_set_used_ring_address(vm_memory::GuestAddress(self.used)).ok()?;
+        queue
+            .try_set_desc_table_address(vm_memory::GuestAddress(self.descriptors))
+            .ok()?;
+        queue
+            .try_set_avail_ring_address(vm_memory::GuestAddress(self.available))
+            .ok()?;
+        queue
+            .try_set_used_ring_address(vm_memory::GuestAddress(self.used))
+            .ok()?;
         queue.set_ready(true);
         Some(queue)
     }
@@ -244,7 +258,10 @@ impl CommonConfig {
         let needed = [
             (STATUS_DRIVER, STATUS_ACKNOWLEDGE),
             (STATUS_FEATURES_OK, STATUS_ACKNOWLEDGE | STATUS_DRIVER),
-            (STATUS_DRIVER_OK, STATUS_ACKNOWLEDGE | STATUS_DRIVER | STATUS_FEATURES_OK),
+            (
+                STATUS_DRIVER_OK,
+                STATUS_ACKNOWLEDGE | STATUS_DRIVER | STATUS_FEATURES_OK,
+            ),
         ];
         let before = self.status;
         let mut value = value & !STATUS_NEEDS_RESET | before & STATUS_NEEDS_RESET;

@@ -38,15 +38,21 @@ impl VirtioRunner {
         transport: Arc<VirtioPci>,
         ram: Arc<GuestRam>,
     ) -> Self {
-        Self { device, transport, ram, ready: false }
+        Self {
+            device,
+            transport,
+            ram,
+            ready: false,
+        }
     }
 
     /// Descriptors to poll, with what they mean.
     pub fn sources(&self) -> Vec<(RawFd, Source)> {
         let shared = &self.transport.shared;
         let queues = (0u16..).zip(&shared.queue_events);
-        let mut sources: Vec<_> =
-            queues.map(|(i, event)| (event.as_raw_fd(), Source::Queue(i))).collect();
+        let mut sources: Vec<_> = queues
+            .map(|(i, event)| (event.as_raw_fd(), Source::Queue(i)))
+            .collect();
         sources.push((shared.control.as_raw_fd(), Source::Control));
         if let Some(wakeup) = self.device.wakeup() {
             sources.push((wakeup.as_raw_fd(), Source::Host));
@@ -75,7 +81,10 @@ impl VirtioRunner {
                 }
             }
             Source::Queue(index) => {
-                let _ = shared.queue_events.get(usize::from(index)).map(|event| event.read());
+                let _ = shared
+                    .queue_events
+                    .get(usize::from(index))
+                    .map(|event| event.read());
                 if self.ready {
                     self.device.queue_notified(index);
                 }
@@ -93,16 +102,24 @@ impl VirtioRunner {
             (queues, common.acked())
         };
         let valid = |queues: &Vec<Queue>| {
-            queues.iter().all(|q| !q.ready() || q.is_valid(self.ram.as_ref()))
+            queues
+                .iter()
+                .all(|q| !q.ready() || q.is_valid(self.ram.as_ref()))
         };
         let Some(queues) = queues.filter(valid) else {
             interrupt.needs_reset();
             return;
         };
         let ram = self.ram.clone();
-        self.device.activate(Activation { acked_features, ram, queues, interrupt });
+        self.device.activate(Activation {
+            acked_features,
+            ram,
+            queues,
+            interrupt,
+        });
         self.ready = true;
-        self.transport.place_notifications(&mut self.transport.function());
+        self.transport
+            .place_notifications(&mut self.transport.function());
         // Notifications that came before: look at every queue once.
         for event in &shared.queue_events {
             let _ = event.write(1);
@@ -119,6 +136,7 @@ impl VirtioRunner {
         shared.active.store(false, Ordering::Release);
         common.reset_done();
         drop(common);
-        self.transport.place_notifications(&mut self.transport.function());
+        self.transport
+            .place_notifications(&mut self.transport.function());
     }
 }
