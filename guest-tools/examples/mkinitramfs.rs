@@ -24,7 +24,11 @@ fn main() -> ExitCode {
         },
         extra_modules: Vec::new(),
         guest_program: program.into(),
-        busybox: if rest.is_empty() { Busybox::IfInstalled } else { Busybox::None },
+        busybox: if rest.is_empty() {
+            Busybox::IfInstalled
+        } else {
+            Busybox::None
+        },
         files: Vec::new(),
         output: output.into(),
     };

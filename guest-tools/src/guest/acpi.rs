@@ -80,13 +80,17 @@ fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
         let length = u16::from_ne_bytes(*bytes.first_chunk::<2>()?);
         let kind = u16::from_ne_bytes(*bytes.get(2..)?.first_chunk::<2>()?);
         let content = bytes.get(4..usize::from(length))?;
-        bytes = bytes.get(usize::from(length).next_multiple_of(4)..).unwrap_or_default();
+        bytes = bytes
+            .get(usize::from(length).next_multiple_of(4)..)
+            .unwrap_or_default();
         Some((kind & ATTRIBUTE_TYPE_MASK, content))
     })
 }
 
 fn attribute(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
-    attributes(bytes).find(|(kind, _)| *kind == wanted).map(|(_, content)| content)
+    attributes(bytes)
+        .find(|(kind, _)| *kind == wanted)
+        .map(|(_, content)| content)
 }
 
 fn find_group(answer: &[u8]) -> Option<u32> {
@@ -130,12 +134,22 @@ mod tests {
     #[test]
     fn the_acpi_group_is_found_among_others() {
         let group = |name: &[u8], id: u32| {
-            [nested(CTRL_ATTR_MCAST_GRP_ID, &id.to_ne_bytes()), nested(CTRL_ATTR_MCAST_GRP_NAME, name)]
-                .concat()
+            [
+                nested(CTRL_ATTR_MCAST_GRP_ID, &id.to_ne_bytes()),
+                nested(CTRL_ATTR_MCAST_GRP_NAME, name),
+            ]
+            .concat()
         };
-        let groups =
-            [nested(1, &group(b"other\0", 3)), nested(2, &group(ACPI_GROUP, 9))].concat();
-        let body = [nested(2, ACPI_FAMILY), nested(CTRL_ATTR_MCAST_GROUPS | 0x8000, &groups)].concat();
+        let groups = [
+            nested(1, &group(b"other\0", 3)),
+            nested(2, &group(ACPI_GROUP, 9)),
+        ]
+        .concat();
+        let body = [
+            nested(2, ACPI_FAMILY),
+            nested(CTRL_ATTR_MCAST_GROUPS | 0x8000, &groups),
+        ]
+        .concat();
         assert_eq!(find_group(&message(&body)), Some(9));
         assert_eq!(find_group(&message(&nested(2, ACPI_FAMILY))), None);
     }

@@ -113,7 +113,9 @@ fn decode(text: &str) -> String {
 }
 
 fn hex(digit: u8) -> Option<u8> {
-    char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok())
+    char::from(digit)
+        .to_digit(16)
+        .and_then(|value| u8::try_from(value).ok())
 }
 
 #[cfg(test)]
@@ -126,7 +128,8 @@ mod tests {
 
     #[test]
     fn a_quoted_command_keeps_its_spaces() {
-        let options = BootOptions::parse("console=ttyS0 concertina.run=\"load --cpu 1 --for 5s\" ro");
+        let options =
+            BootOptions::parse("console=ttyS0 concertina.run=\"load --cpu 1 --for 5s\" ro");
         assert_eq!(options.run, line("load --cpu 1 --for 5s"));
     }
 
@@ -139,13 +142,18 @@ mod tests {
     #[test]
     fn words_after_two_dashes_win_and_stay_as_they_are() {
         let options = BootOptions::parse("concertina.run=x -- load --cpu \"a b\" %41 --\n");
-        let words = ["load", "--cpu", "a b", "%41", "--"].map(String::from).to_vec();
+        let words = ["load", "--cpu", "a b", "%41", "--"]
+            .map(String::from)
+            .to_vec();
         assert_eq!(options.run, Some(Command::Words(words)));
     }
 
     #[test]
     fn a_plain_command_line_asks_nothing() {
-        assert_eq!(BootOptions::parse("quiet splash panic=-1 --"), BootOptions::default());
+        assert_eq!(
+            BootOptions::parse("quiet splash panic=-1 --"),
+            BootOptions::default()
+        );
         assert_eq!(BootOptions::parse(""), BootOptions::default());
     }
 
@@ -153,6 +161,9 @@ mod tests {
     fn endings_and_background_commands_are_known() {
         let options = BootOptions::parse("concertina.start=a concertina.start=b concertina.reboot");
         assert_eq!(options.end, Some(Ending::Reboot));
-        assert_eq!(options.start, [Command::Line("a".into()), Command::Line("b".into())]);
+        assert_eq!(
+            options.start,
+            [Command::Line("a".into()), Command::Line("b".into())]
+        );
     }
 }

@@ -34,7 +34,11 @@ enum State {
 impl Shell {
     /// Starts it.
     pub fn start() -> Self {
-        let mut shell = Self { state: State::Resting { until: Instant::now() } };
+        let mut shell = Self {
+            state: State::Resting {
+                until: Instant::now(),
+            },
+        };
         shell.start_if_due();
         shell
     }
@@ -49,7 +53,9 @@ impl Shell {
 
     /// Starts it again when its rest is over.
     pub fn start_if_due(&mut self) {
-        let State::Resting { until } = self.state else { return };
+        let State::Resting { until } = self.state else {
+            return;
+        };
         let since = Instant::now();
         if since < until {
             return;
@@ -58,7 +64,9 @@ impl Shell {
             Ok(pid) => State::Running { pid, since },
             Err(error) => {
                 sys::say(&format!("concertina-guest: Cannot start a shell: {error}"));
-                State::Resting { until: since + 10 * SHORTEST_LIFE }
+                State::Resting {
+                    until: since + 10 * SHORTEST_LIFE,
+                }
             }
         };
     }
@@ -68,7 +76,9 @@ impl Shell {
         if let State::Running { pid, since } = self.state
             && pid == ended
         {
-            self.state = State::Resting { until: since + SHORTEST_LIFE };
+            self.state = State::Resting {
+                until: since + SHORTEST_LIFE,
+            };
             self.start_if_due();
         }
     }
@@ -113,14 +123,19 @@ fn prepare(command: &bootargs::Command) -> io::Result<Command> {
         bootargs::Command::Words(words) => words.iter().map(String::as_str).collect(),
         bootargs::Command::Line(line) => line.split_ascii_whitespace().collect(),
     };
-    let (program, arguments) =
-        words.split_first().ok_or_else(|| io::Error::other("the command is empty"))?;
+    let (program, arguments) = words
+        .split_first()
+        .ok_or_else(|| io::Error::other("the command is empty"))?;
     let ours = command::is_subcommand(program);
     if let bootargs::Command::Line(line) = command
         && fs::exists(SHELL).unwrap_or(false)
     {
         let mut shell = Command::new(SHELL);
-        shell.arg("-c").arg(if ours { format!("{NAME} {line}") } else { line.clone() });
+        shell.arg("-c").arg(if ours {
+            format!("{NAME} {line}")
+        } else {
+            line.clone()
+        });
         return Ok(shell);
     }
     let mut prepared = Command::new(if ours { SELF } else { program });
@@ -139,7 +154,10 @@ fn spawn_on_console(mut command: Command) -> io::Result<Pid> {
 }
 
 fn spawn(mut command: Command) -> io::Result<Pid> {
-    command.env("PATH", SEARCH_PATH).env("HOME", "/root").env("TERM", "vt220");
+    command
+        .env("PATH", SEARCH_PATH)
+        .env("HOME", "/root")
+        .env("TERM", "vt220");
     // SAFETY: between fork and exec only a system call is made, and nothing is allocated.
     unsafe { command.pre_exec(sys::unblock_signals) };
     // Process 1 reaps every child by itself: the handle is not waited for.
@@ -151,7 +169,10 @@ fn spawn(mut command: Command) -> io::Result<Pid> {
 /// one there is no Ctrl-C.
 fn open_terminal() -> io::Result<File> {
     let active = fs::read_to_string("/sys/class/tty/console/active").unwrap_or_default();
-    let name = active.split_ascii_whitespace().next_back().unwrap_or("ttyS0");
+    let name = active
+        .split_ascii_whitespace()
+        .next_back()
+        .unwrap_or("ttyS0");
     let open = |path: &str| OpenOptions::new().read(true).write(true).open(path);
     open(&format!("/dev/{name}")).or_else(|_| open("/dev/console"))
 }

@@ -19,14 +19,54 @@ const NO_DEV: libc::c_ulong = libc::MS_NOSUID | libc::MS_NODEV;
 
 /// In this order: later ones lie inside earlier ones.
 const PLACES: [Place; 8] = [
-    Place { kind: c"proc", target: c"/proc", flags: SAFE, options: c"" },
-    Place { kind: c"sysfs", target: c"/sys", flags: SAFE, options: c"" },
-    Place { kind: c"devtmpfs", target: c"/dev", flags: NO_SUID, options: c"mode=0755" },
-    Place { kind: c"devpts", target: c"/dev/pts", flags: SAFE, options: c"mode=0620,ptmxmode=0666" },
-    Place { kind: c"tmpfs", target: c"/dev/shm", flags: NO_DEV, options: c"mode=1777" },
-    Place { kind: c"tmpfs", target: c"/run", flags: NO_DEV, options: c"mode=0755" },
-    Place { kind: c"tmpfs", target: c"/tmp", flags: NO_DEV, options: c"mode=1777" },
-    Place { kind: c"cgroup2", target: c"/sys/fs/cgroup", flags: SAFE, options: c"" },
+    Place {
+        kind: c"proc",
+        target: c"/proc",
+        flags: SAFE,
+        options: c"",
+    },
+    Place {
+        kind: c"sysfs",
+        target: c"/sys",
+        flags: SAFE,
+        options: c"",
+    },
+    Place {
+        kind: c"devtmpfs",
+        target: c"/dev",
+        flags: NO_SUID,
+        options: c"mode=0755",
+    },
+    Place {
+        kind: c"devpts",
+        target: c"/dev/pts",
+        flags: SAFE,
+        options: c"mode=0620,ptmxmode=0666",
+    },
+    Place {
+        kind: c"tmpfs",
+        target: c"/dev/shm",
+        flags: NO_DEV,
+        options: c"mode=1777",
+    },
+    Place {
+        kind: c"tmpfs",
+        target: c"/run",
+        flags: NO_DEV,
+        options: c"mode=0755",
+    },
+    Place {
+        kind: c"tmpfs",
+        target: c"/tmp",
+        flags: NO_DEV,
+        options: c"mode=1777",
+    },
+    Place {
+        kind: c"cgroup2",
+        target: c"/sys/fs/cgroup",
+        flags: SAFE,
+        options: c"",
+    },
 ];
 
 /// Mounts them all. What cannot be mounted is said and left out: a guest without `/dev/shm` is
@@ -39,7 +79,9 @@ pub fn mount_all() {
             && error.raw_os_error() != Some(libc::EBUSY)
         {
             let kind = place.kind.to_string_lossy();
-            sys::say(&format!("concertina-guest: Cannot mount {kind} on {target}: {error}"));
+            sys::say(&format!(
+                "concertina-guest: Cannot mount {kind} on {target}: {error}"
+            ));
         }
     }
     let _ = std::fs::create_dir("/root");

@@ -36,7 +36,10 @@ impl Foreground {
 /// Runs the machine.
 pub fn run() -> ! {
     let uptime = sys::uptime();
-    sys::say(&format!("concertina-guest: init at {:.3} s", uptime.as_secs_f64()));
+    sys::say(&format!(
+        "concertina-guest: init at {:.3} s",
+        uptime.as_secs_f64()
+    ));
     filesystems::mount_all();
     reopen_console_if_missing();
     let options = BootOptions::read();
@@ -50,7 +53,9 @@ pub fn run() -> ! {
     }
     let button = PowerButton::open()
         .inspect_err(|error| {
-            sys::say(&format!("concertina-guest: No power button events: {error}"));
+            sys::say(&format!(
+                "concertina-guest: No power button events: {error}"
+            ));
         })
         .ok();
     let foreground = start(&options);
@@ -62,7 +67,11 @@ fn reopen_console_if_missing() {
     if sys::is_open(1) {
         return;
     }
-    if let Ok(console) = OpenOptions::new().read(true).write(true).open("/dev/console") {
+    if let Ok(console) = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/console")
+    {
         for target in 0..3 {
             let _ = sys::duplicate_onto(console.as_fd(), target);
         }
@@ -74,7 +83,9 @@ fn open_signals() -> Option<SignalFile> {
     wanted.push(libc::SIGCHLD);
     SignalFile::open(&wanted)
         .inspect_err(|error| {
-            sys::say(&format!("concertina-guest: Cannot watch for signals: {error}"));
+            sys::say(&format!(
+                "concertina-guest: Cannot watch for signals: {error}"
+            ));
         })
         .ok()
 }
@@ -82,14 +93,18 @@ fn open_signals() -> Option<SignalFile> {
 fn start(options: &BootOptions) -> Foreground {
     for command in &options.start {
         if let Err(error) = console::run_in_background(command) {
-            sys::say(&format!("concertina-guest: Cannot start {command:?}: {error}"));
+            sys::say(&format!(
+                "concertina-guest: Cannot start {command:?}: {error}"
+            ));
         }
     }
     match &options.run {
         Some(command) => match console::run(command) {
             Ok(pid) => Foreground::Command(pid),
             Err(error) => {
-                sys::say(&format!("concertina-guest: Cannot run {command:?}: {error}"));
+                sys::say(&format!(
+                    "concertina-guest: Cannot run {command:?}: {error}"
+                ));
                 finish(127, None)
             }
         },
@@ -125,7 +140,8 @@ fn serve(signals: Option<SignalFile>, button: Option<PowerButton>, mut front: Fo
                 power::end(how, signals.as_ref(), front.shell());
             }
         }
-        let pressed = ready.get(1) == Some(&true) && button.as_ref().is_some_and(PowerButton::pressed);
+        let pressed =
+            ready.get(1) == Some(&true) && button.as_ref().is_some_and(PowerButton::pressed);
         if pressed {
             sys::say("concertina-guest: The power button was pressed");
             power::end(Ending::PowerOff, signals.as_ref(), front.shell());

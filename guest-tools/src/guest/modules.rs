@@ -32,7 +32,9 @@ pub fn load_all() {
                 let _ = fs::remove_file(&path);
             }
             Err(error) => {
-                sys::say(&format!("concertina-guest: Cannot load module {path}: {error}"));
+                sys::say(&format!(
+                    "concertina-guest: Cannot load module {path}: {error}"
+                ));
             }
         }
     }

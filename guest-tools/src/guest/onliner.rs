@@ -40,14 +40,18 @@ pub fn run(voice: Voice) -> io::Result<()> {
 
 /// Runs in a thread of its own, so that a slow hot-plug holds up nothing else.
 pub fn spawn() {
-    let thread = std::thread::Builder::new().name("onliner".into()).stack_size(64 << 10);
+    let thread = std::thread::Builder::new()
+        .name("onliner".into())
+        .stack_size(64 << 10);
     let started = thread.spawn(|| {
         if let Err(error) = run(Voice::Quiet) {
             sys::say(&format!("concertina-guest: The onliner ended: {error}"));
         }
     });
     if let Err(error) = started {
-        sys::say(&format!("concertina-guest: Cannot start the onliner: {error}"));
+        sys::say(&format!(
+            "concertina-guest: Cannot start the onliner: {error}"
+        ));
     }
 }
 
@@ -82,7 +86,9 @@ pub fn scan(voice: Voice) {
 
 /// The folders called `PREFIX` and a number.
 fn devices(folder: &str, prefix: &str) -> Vec<std::path::PathBuf> {
-    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
+    let Ok(entries) = fs::read_dir(folder) else {
+        return Vec::new();
+    };
     let is_device = |name: &str| {
         name.strip_prefix(prefix)
             .is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
@@ -119,7 +125,9 @@ fn online(file: &Path, offline: &str, wanted: &str, voice: Voice) {
         // The kernel announces memory before it brings it online by itself, and then refuses ours.
         Err(_) if !is_offline() => {}
         Err(error) => {
-            sys::say(&format!("concertina-guest: Cannot bring {shown} online: {error}"));
+            sys::say(&format!(
+                "concertina-guest: Cannot bring {shown} online: {error}"
+            ));
         }
     }
 }

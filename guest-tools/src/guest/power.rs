@@ -26,7 +26,10 @@ pub fn ending_for(signal: libc::c_int) -> Option<Ending> {
 /// Asks process 1 to end the machine, or ends it without asking when `force` is set.
 pub fn request(how: Ending, force: bool) -> Result<(), String> {
     if force {
-        return Err(format!("The kernel refuses to end the machine: {}", sys::end_machine(how)));
+        return Err(format!(
+            "The kernel refuses to end the machine: {}",
+            sys::end_machine(how)
+        ));
     }
     if !init_is_ours() {
         return Err("Process 1 is another init: use its own command, or --force".into());
@@ -57,7 +60,9 @@ pub fn end(how: Ending, signals: Option<&SignalFile>, shell: Option<libc::pid_t>
     wait_for_children(signals);
     let _ = sys::kill(-1, libc::SIGKILL);
     let error = sys::end_machine(how);
-    sys::say(&format!("concertina-guest: The kernel refuses to end the machine: {error}"));
+    sys::say(&format!(
+        "concertina-guest: The kernel refuses to end the machine: {error}"
+    ));
     loop {
         sys::wait_readable(&[], None);
     }

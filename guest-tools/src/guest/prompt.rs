@@ -23,7 +23,9 @@ pub fn run() -> io::Result<()> {
     loop {
         print!("concertina> ");
         io::stdout().flush()?;
-        let Some(line) = lines.next() else { return Ok(()) };
+        let Some(line) = lines.next() else {
+            return Ok(());
+        };
         let line = line?;
         let words: Vec<&str> = line.split_ascii_whitespace().collect();
         match words.split_first() {

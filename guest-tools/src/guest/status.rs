@@ -56,10 +56,14 @@ impl Status {
     /// For programs. Every text in it is a number list or a kernel name, which need no escapes; what
     /// would need one is left out.
     pub fn to_json(&self) -> String {
-        let plain = |text: &str| text.replace(|c: char| c == '"' || c == '\\' || c.is_control(), "");
+        let plain =
+            |text: &str| text.replace(|c: char| c == '"' || c == '\\' || c.is_control(), "");
         let bytes = |n: Option<u64>| n.map_or("null".to_owned(), |n| n.to_string());
-        let modules: Vec<String> =
-            self.modules.iter().map(|name| format!("\"{}\"", plain(name))).collect();
+        let modules: Vec<String> = self
+            .modules
+            .iter()
+            .map(|name| format!("\"{}\"", plain(name)))
+            .collect();
         format!(
             "{{\"kernel\":\"{}\",\"uptime_ms\":{},\
              \"cpus\":{{\"online\":{},\"online_list\":\"{}\",\"present\":{}}},\
@@ -82,14 +86,19 @@ pub fn available_memory() -> Option<u64> {
 }
 
 fn meminfo_bytes(meminfo: &str, field: &str) -> Option<u64> {
-    let value = meminfo.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
+    let value = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
     let kib: u64 = value.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kib.checked_mul(1024)
 }
 
 fn module_names(modules: &str) -> Vec<String> {
-    let mut names: Vec<String> =
-        modules.lines().filter_map(|line| line.split(' ').next()).map(str::to_owned).collect();
+    let mut names: Vec<String> = modules
+        .lines()
+        .filter_map(|line| line.split(' ').next())
+        .map(str::to_owned)
+        .collect();
     names.sort();
     names
 }
@@ -111,7 +120,13 @@ mod tests {
 
     #[test]
     fn kernel_lists_are_counted() {
-        for (list, want) in [("0", 1), ("0-3", 4), ("0-1,4,6-7", 5), ("", 0), ("x,3-1", 0)] {
+        for (list, want) in [
+            ("0", 1),
+            ("0-3", 4),
+            ("0-1,4,6-7", 5),
+            ("", 0),
+            ("x,3-1", 0),
+        ] {
             assert_eq!(count(list), want, "{list}");
         }
     }

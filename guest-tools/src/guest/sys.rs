@@ -12,7 +12,11 @@ use std::time::Duration;
 use libc::{c_int, c_ulong, pid_t};
 
 fn check(result: c_int) -> io::Result<c_int> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
 }
 
 /// Writes a line to standard output and forgets errors: a console that went away must not end
@@ -41,12 +45,18 @@ pub fn process_cpu_time() -> Duration {
 }
 
 fn clock(id: libc::clockid_t) -> Duration {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     // SAFETY: `time` is a valid timespec for the duration of the call.
     if unsafe { libc::clock_gettime(id, &mut time) } != 0 {
         return Duration::ZERO;
     }
-    Duration::new(time.tv_sec.try_into().unwrap_or(0), time.tv_nsec.try_into().unwrap_or(0))
+    Duration::new(
+        time.tv_sec.try_into().unwrap_or(0),
+        time.tv_nsec.try_into().unwrap_or(0),
+    )
 }
 
 /// Release of the running kernel, like `6.12.9-cloud-amd64`.
@@ -57,8 +67,12 @@ pub fn kernel_release() -> String {
     if unsafe { libc::uname(&mut name) } != 0 {
         return String::new();
     }
-    let bytes: Vec<u8> =
-        name.release.iter().map(|c| c.cast_unsigned()).take_while(|b| *b != 0).collect();
+    let bytes: Vec<u8> = name
+        .release
+        .iter()
+        .map(|c| c.cast_unsigned())
+        .take_while(|b| *b != 0)
+        .collect();
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
@@ -66,7 +80,13 @@ pub fn kernel_release() -> String {
 pub fn mount(kind: &CStr, target: &CStr, flags: c_ulong, options: &CStr) -> io::Result<()> {
     // SAFETY: all four strings end with NUL and outlive the call.
     let result = unsafe {
-        libc::mount(kind.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, options.as_ptr().cast())
+        libc::mount(
+            kind.as_ptr(),
+            target.as_ptr(),
+            kind.as_ptr(),
+            flags,
+            options.as_ptr().cast(),
+        )
     };
     check(result).map(drop)
 }
@@ -74,8 +94,13 @@ pub fn mount(kind: &CStr, target: &CStr, flags: c_ulong, options: &CStr) -> io::
 /// Loads a kernel module from an open, uncompressed file.
 pub fn load_module(file: &File) -> io::Result<()> {
     // SAFETY: the descriptor is open and the parameter string ends with NUL.
-    let result = unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), c"".as_ptr(), 0) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    let result =
+        unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), c"".as_ptr(), 0) };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 /// How the machine shall end.
@@ -168,7 +193,8 @@ impl SignalFile {
         // SAFETY: `set` is initialised; the old mask is not asked for.
         check(unsafe { libc::sigprocmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) })?;
         // SAFETY: `set` is initialised; -1 asks for a new descriptor.
-        let fd = check(unsafe { libc::signalfd(-1, &set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) })?;
+        let fd =
+            check(unsafe { libc::signalfd(-1, &set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) })?;
         // SAFETY: the descriptor is open and owned by nobody else.
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
@@ -178,7 +204,9 @@ impl SignalFile {
         let mut info = [0u8; mem::size_of::<libc::signalfd_siginfo>()];
         // SAFETY: the buffer is valid for its whole length.
         let got = unsafe { libc::read(self.0.as_raw_fd(), info.as_mut_ptr().cast(), info.len()) };
-        let number = info.first_chunk::<4>().filter(|_| got.cast_unsigned() == info.len())?;
+        let number = info
+            .first_chunk::<4>()
+            .filter(|_| got.cast_unsigned() == info.len())?;
         Some(c_int::from_ne_bytes(*number))
     }
 }
@@ -194,7 +222,11 @@ impl AsRawFd for SignalFile {
 pub fn wait_readable(files: &[RawFd], timeout: Option<Duration>) -> Vec<bool> {
     let mut polled: Vec<libc::pollfd> = files
         .iter()
-        .map(|fd| libc::pollfd { fd: *fd, events: libc::POLLIN, revents: 0 })
+        .map(|fd| libc::pollfd {
+            fd: *fd,
+            events: libc::POLLIN,
+            revents: 0,
+        })
         .collect();
     let millis = timeout.map_or(-1, |t| c_int::try_from(t.as_millis()).unwrap_or(c_int::MAX));
     let count = polled.len() as libc::nfds_t;
@@ -238,7 +270,13 @@ impl Netlink {
         let length = mem::size_of_val(&value) as libc::socklen_t;
         // SAFETY: `value` is valid and `length` is its size.
         let result = unsafe {
-            libc::setsockopt(self.as_raw_fd(), level, option, (&raw const value).cast(), length)
+            libc::setsockopt(
+                self.as_raw_fd(),
+                level,
+                option,
+                (&raw const value).cast(),
+                length,
+            )
         };
         check(result).map(drop)
     }
@@ -247,9 +285,18 @@ impl Netlink {
     pub fn send(&self, message: &[u8]) -> io::Result<()> {
         // SAFETY: the buffer is valid for its whole length.
         let sent = unsafe {
-            libc::send(self.as_raw_fd(), message.as_ptr().cast(), message.len(), libc::MSG_NOSIGNAL)
+            libc::send(
+                self.as_raw_fd(),
+                message.as_ptr().cast(),
+                message.len(),
+                libc::MSG_NOSIGNAL,
+            )
         };
-        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        if sent < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(())
+        }
     }
 
     /// Waits for the kernel's next message and returns it. Messages of other processes are dropped.
@@ -344,7 +391,9 @@ impl Memory {
     /// Reserves addresses for so many bytes, aligned to `alignment` (a power of two, whole pages).
     /// Nothing is taken before it is touched.
     pub fn reserve(length: usize, alignment: usize) -> io::Result<Self> {
-        let mapped = length.checked_add(alignment).ok_or(io::ErrorKind::OutOfMemory)?;
+        let mapped = length
+            .checked_add(alignment)
+            .ok_or(io::ErrorKind::OutOfMemory)?;
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         // SAFETY: a new mapping at an address of the kernel's choice harms nothing that exists.
@@ -354,7 +403,12 @@ impl Memory {
         }
         let start = mapping.cast::<u8>();
         let start = start.wrapping_add(start.align_offset(alignment));
-        Ok(Self { mapping, mapped, start, length })
+        Ok(Self {
+            mapping,
+            mapped,
+            start,
+            length,
+        })
     }
 
     /// Writes one word at the start of the page that holds this offset; beyond the end, nothing.

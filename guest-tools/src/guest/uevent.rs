@@ -25,7 +25,9 @@ impl<'a> Uevent<'a> {
     pub fn parse(message: &'a [u8]) -> Option<Self> {
         let (mut action, mut path, mut subsystem) = (None, None, None);
         for field in message.split(|byte| *byte == 0) {
-            let Some((key, value)) = std::str::from_utf8(field).ok().and_then(|f| f.split_once('='))
+            let Some((key, value)) = std::str::from_utf8(field)
+                .ok()
+                .and_then(|f| f.split_once('='))
             else {
                 continue;
             };
@@ -37,7 +39,11 @@ impl<'a> Uevent<'a> {
             }
         }
         let path = path.filter(|p| p.starts_with('/') && !p.split('/').any(|part| part == ".."))?;
-        Some(Self { action: action?, path, subsystem: subsystem? })
+        Some(Self {
+            action: action?,
+            path,
+            subsystem: subsystem?,
+        })
     }
 }
 
@@ -90,7 +96,11 @@ mod tests {
         let event = Uevent::parse(message).expect("complete");
         assert_eq!(
             event,
-            Uevent { action: "add", path: "/devices/system/cpu/cpu1", subsystem: "cpu" }
+            Uevent {
+                action: "add",
+                path: "/devices/system/cpu/cpu1",
+                subsystem: "cpu"
+            }
         );
     }
 

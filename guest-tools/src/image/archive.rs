@@ -57,15 +57,24 @@ impl Archive {
             let entry = newc::Builder::new(path).ino(inode).uid(0).gid(0).mtime(0);
             let (entry, content): (newc::Builder, &[u8]) = match node {
                 Node::Folder => (
-                    entry.nlink(2).mode(0o755).set_mode_file_type(ModeFileType::Directory),
+                    entry
+                        .nlink(2)
+                        .mode(0o755)
+                        .set_mode_file_type(ModeFileType::Directory),
                     &[],
                 ),
                 Node::File(mode, content) => (
-                    entry.nlink(1).mode(*mode).set_mode_file_type(ModeFileType::Regular),
+                    entry
+                        .nlink(1)
+                        .mode(*mode)
+                        .set_mode_file_type(ModeFileType::Regular),
                     content,
                 ),
                 Node::Link(target) => (
-                    entry.nlink(1).mode(0o777).set_mode_file_type(ModeFileType::Symlink),
+                    entry
+                        .nlink(1)
+                        .mode(0o777)
+                        .set_mode_file_type(ModeFileType::Symlink),
                     target.as_bytes(),
                 ),
                 Node::Device { mode, major, minor } => (
@@ -110,7 +119,14 @@ mod tests {
         let nodes = [
             ("init", Node::File(0o755, b"x".to_vec())),
             ("/bin/sh", Node::Link("busybox".into())),
-            ("dev/console", Node::Device { mode: 0o600, major: 5, minor: 1 }),
+            (
+                "dev/console",
+                Node::Device {
+                    mode: 0o600,
+                    major: 5,
+                    minor: 1,
+                },
+            ),
         ];
         let (mut one, mut other) = (Archive::default(), Archive::default());
         for (path, node) in &nodes {
@@ -127,6 +143,14 @@ mod tests {
         let mut archive = Archive::default();
         archive.put("/lib/modules/6.1/a.ko", Node::File(0o644, vec![1]));
         let names = names(&archive.to_bytes().unwrap());
-        assert_eq!(names, ["lib", "lib/modules", "lib/modules/6.1", "lib/modules/6.1/a.ko"]);
+        assert_eq!(
+            names,
+            [
+                "lib",
+                "lib/modules",
+                "lib/modules/6.1",
+                "lib/modules/6.1/a.ko"
+            ]
+        );
     }
 }

@@ -8,7 +8,10 @@ use super::error::ImageError;
 /// English: its output is parsed.
 pub fn run(command: &mut Command) -> Result<String, ImageError> {
     let line = describe(command);
-    let failed = |why: String| ImageError::Command { command: line.clone(), why };
+    let failed = |why: String| ImageError::Command {
+        command: line.clone(),
+        why,
+    };
     let output = command
         .env("LC_ALL", "C")
         .stdin(Stdio::null())
@@ -19,7 +22,9 @@ pub fn run(command: &mut Command) -> Result<String, ImageError> {
     }
     let errors = String::from_utf8_lossy(&output.stderr);
     let last = errors.lines().map(str::trim).rfind(|line| !line.is_empty());
-    Err(failed(last.map_or_else(|| output.status.to_string(), str::to_owned)))
+    Err(failed(
+        last.map_or_else(|| output.status.to_string(), str::to_owned),
+    ))
 }
 
 fn describe(command: &Command) -> String {
@@ -43,7 +48,9 @@ mod tests {
 
     #[test]
     fn a_program_that_is_not_there_is_named() {
-        let text = run(&mut Command::new("no-such-program")).unwrap_err().to_string();
+        let text = run(&mut Command::new("no-such-program"))
+            .unwrap_err()
+            .to_string();
         assert!(text.starts_with("no-such-program failed"), "{text}");
     }
 }

@@ -102,7 +102,10 @@ fn invalid(why: String) -> io::Error {
 }
 
 fn too_large() -> io::Error {
-    invalid(format!("it decompresses to more than {} MiB", MOST_BYTES >> 20))
+    invalid(format!(
+        "it decompresses to more than {} MiB",
+        MOST_BYTES >> 20
+    ))
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use super::initramfs::{self, Busybox, InitramfsSpec, ModuleSource};
 use super::kernel::{self, DefaultKernel, KernelOptions};
 
 /// Changes whenever the builder would make something else of the same input.
-const BUILDER_VERSION: u32 = 1;
+const BUILDER_VERSION: u32 = 2;
 
 /// A guest that boots.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,7 +45,11 @@ pub fn default_initramfs(
     let folder = cache.join("initramfs");
     fs::create_dir_all(&folder).map_err(ImageError::file("create", &folder))?;
     let modules = initramfs::find_release_folder(modules)?;
-    let release = modules.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let release = modules
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
     let busybox = initramfs::installed_busybox();
     let program = fs::read(guest_program).map_err(ImageError::file("read", guest_program))?;
 
@@ -56,7 +60,10 @@ pub fn default_initramfs(
     // A kernel that was rebuilt under the same release has a list of another time.
     let list = modules.join("modules.builtin");
     let metadata = fs::metadata(&list).map_err(ImageError::file("read", &list))?;
-    metadata.modified().map_err(ImageError::file("read", &list))?.hash(&mut key);
+    metadata
+        .modified()
+        .map_err(ImageError::file("read", &list))?
+        .hash(&mut key);
     let output = folder.join(format!("{release}-{:016x}.cpio", key.finish()));
     if output.is_file() {
         return Ok(output);
@@ -91,9 +98,8 @@ mod tests {
         fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
 
         let mut builds = 0;
-        let mut build = || {
-            default_initramfs(work.path(), &modules, &program, &mut |_| builds += 1).unwrap()
-        };
+        let mut build =
+            || default_initramfs(work.path(), &modules, &program, &mut |_| builds += 1).unwrap();
         let first = build();
         assert_eq!(first, build());
         let mut bytes = fs::read(&program).unwrap();

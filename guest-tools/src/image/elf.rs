@@ -21,14 +21,18 @@ pub fn section<'a>(elf: &'a [u8], wanted: &str) -> Result<Option<&'a [u8]>, Stri
     let count = usize::from(u16_at(elf, 0x3c).ok_or_else(cut)?);
     let names_index = usize::from(u16_at(elf, 0x3e).ok_or_else(cut)?);
     if entry_bytes != SECTION_HEADER_BYTES {
-        return Err(format!("its section headers have {entry_bytes} bytes instead of 64"));
+        return Err(format!(
+            "its section headers have {entry_bytes} bytes instead of 64"
+        ));
     }
     let sections = count
         .checked_mul(entry_bytes)
         .and_then(|length| elf.get(table..)?.get(..length))
         .ok_or_else(cut)?;
     let header = |index| sections.chunks_exact(SECTION_HEADER_BYTES).nth(index);
-    let names = header(names_index).and_then(|header| content(elf, header)).ok_or_else(cut)?;
+    let names = header(names_index)
+        .and_then(|header| content(elf, header))
+        .ok_or_else(cut)?;
     let is_wanted = |header: &&[u8]| {
         u32_at(header, 0)
             .and_then(|offset| names.get(usize::try_from(offset).ok()?..))
@@ -94,7 +98,9 @@ mod tests {
     fn this_very_program_is_static_and_a_module_is_no_program() {
         let program = std::fs::read(std::env::current_exe().unwrap()).unwrap();
         assert!(is_static_program(&program));
-        assert!(!is_static_program(&crate::image::modinfo::testing::module("a", "")));
+        assert!(!is_static_program(&crate::image::modinfo::testing::module(
+            "a", ""
+        )));
         assert!(!is_static_program(b"#!/bin/sh\n"));
         assert!(!is_static_program(&program[..70]));
     }

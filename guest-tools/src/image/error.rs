@@ -60,11 +60,19 @@ impl ImageError {
     /// For `map_err`: what was tried on which file.
     pub(super) fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
-        move |source| Self::File { action, path, source }
+        move |source| Self::File {
+            action,
+            path,
+            source,
+        }
     }
 
     /// A file that is not what it should be.
     pub(super) fn format(path: &Path, expected: &'static str, why: impl Into<String>) -> Self {
-        Self::Format { path: path.to_owned(), expected, why: why.into() }
+        Self::Format {
+            path: path.to_owned(),
+            expected,
+            why: why.into(),
+        }
     }
 }

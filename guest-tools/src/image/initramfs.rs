@@ -23,8 +23,12 @@ const APPLETS: [&str; 31] = [
 /// Links to the guest program, which knows how to end the guest.
 const ENDINGS: [&str; 3] = ["halt", "poweroff", "reboot"];
 /// Where Debian and others put a static busybox.
-const BUSYBOX_PLACES: [&str; 4] =
-    ["/bin/busybox", "/usr/bin/busybox", "/bin/busybox.static", "/usr/bin/busybox.static"];
+const BUSYBOX_PLACES: [&str; 4] = [
+    "/bin/busybox",
+    "/usr/bin/busybox",
+    "/bin/busybox.static",
+    "/usr/bin/busybox.static",
+];
 /// Folders that are mounted over, or that programs expect.
 const FOLDERS: [&str; 8] = ["dev", "etc", "proc", "root", "run", "sbin", "sys", "tmp"];
 
@@ -109,13 +113,19 @@ pub fn build(spec: &InitramfsSpec) -> Result<Report, ImageError> {
     for (source, target) in &spec.files {
         add_file(&mut archive, source, target)?;
     }
-    let bytes = archive.to_bytes().map_err(ImageError::file("write", &spec.output))?;
+    let bytes = archive
+        .to_bytes()
+        .map_err(ImageError::file("write", &spec.output))?;
     write_whole(&spec.output, &bytes)?;
     Ok(Report {
         output: spec.output.clone(),
         size_bytes: bytes.len() as u64,
         release: tree.release().to_owned(),
-        modules: selection.modules.iter().map(|m| (m.name.clone(), m.data.len() as u64)).collect(),
+        modules: selection
+            .modules
+            .iter()
+            .map(|m| (m.name.clone(), m.data.len() as u64))
+            .collect(),
         builtin: selection.builtin,
         missing: selection.missing,
         busybox: busybox.map(|(path, _)| path),
@@ -127,7 +137,14 @@ fn add_base(archive: &mut Archive, program: Vec<u8>) {
         archive.put(folder, Node::Folder);
     }
     // The kernel opens it for process 1 before anything is mounted.
-    archive.put("dev/console", Node::Device { mode: 0o600, major: 5, minor: 1 });
+    archive.put(
+        "dev/console",
+        Node::Device {
+            mode: 0o600,
+            major: 5,
+            minor: 1,
+        },
+    );
     archive.put("init", Node::File(0o755, program));
     for name in ENDINGS.iter().chain(&["concertina-guest"]) {
         archive.put(&format!("bin/{name}"), Node::Link("../init".into()));
@@ -139,11 +156,17 @@ fn add_modules(archive: &mut Archive, release: &str, selection: &Selection) {
     let mut order = String::new();
     for module in &selection.modules {
         let file = format!("{}.ko", module.name);
-        archive.put(&format!("{folder}/{file}"), Node::File(0o644, module.data.clone()));
+        archive.put(
+            &format!("{folder}/{file}"),
+            Node::File(0o644, module.data.clone()),
+        );
         order.push_str(&file);
         order.push('\n');
     }
-    archive.put(&format!("{folder}/load.order"), Node::File(0o644, order.into_bytes()));
+    archive.put(
+        &format!("{folder}/load.order"),
+        Node::File(0o644, order.into_bytes()),
+    );
 }
 
 fn add_busybox(archive: &mut Archive, program: Vec<u8>) {
@@ -170,7 +193,10 @@ fn add_file(archive: &mut Archive, source: &Path, target: &str) -> Result<(), Im
     }
     let content = read(source)?;
     let metadata = fs::metadata(source).map_err(ImageError::file("read", source))?;
-    archive.put(target, Node::File(metadata.permissions().mode() & 0o777, content));
+    archive.put(
+        target,
+        Node::File(metadata.permissions().mode() & 0o777, content),
+    );
     Ok(())
 }
 
@@ -199,7 +225,11 @@ fn read_static(path: &Path) -> Result<Vec<u8>, ImageError> {
     if elf::is_static_program(&program) {
         return Ok(program);
     }
-    Err(ImageError::format(path, "a static x86-64 program", "the guest has no libc to run it with"))
+    Err(ImageError::format(
+        path,
+        "a static x86-64 program",
+        "the guest has no libc to run it with",
+    ))
 }
 
 /// The one `lib/modules/RELEASE` folder at or below a folder.
@@ -220,7 +250,11 @@ pub(super) fn find_release_folder(folder: &Path) -> Result<PathBuf, ImageError> 
         [one] => Ok(one.clone()),
         [] => {
             fs::read_dir(folder).map_err(ImageError::file("read", folder))?;
-            Err(ImageError::format(folder, expected, "there is no modules.builtin in it"))
+            Err(ImageError::format(
+                folder,
+                expected,
+                "there is no modules.builtin in it",
+            ))
         }
         several => {
             let names: Vec<String> = several
@@ -228,7 +262,11 @@ pub(super) fn find_release_folder(folder: &Path) -> Result<PathBuf, ImageError> 
                 .filter_map(|path| path.file_name())
                 .map(|name| name.to_string_lossy().into_owned())
                 .collect();
-            Err(ImageError::format(folder, expected, format!("it has {}", names.join(", "))))
+            Err(ImageError::format(
+                folder,
+                expected,
+                format!("it has {}", names.join(", ")),
+            ))
         }
     }
 }
@@ -238,8 +276,16 @@ fn unpack(package: &Path) -> Result<tempfile::TempDir, ImageError> {
     let folder = tempfile::Builder::new()
         .prefix("concertina-kernel-")
         .tempdir()
-        .map_err(ImageError::file("create a folder in", &std::env::temp_dir()))?;
-    command::run(Command::new("dpkg").arg("-x").arg(package).arg(folder.path()))?;
+        .map_err(ImageError::file(
+            "create a folder in",
+            &std::env::temp_dir(),
+        ))?;
+    command::run(
+        Command::new("dpkg")
+            .arg("-x")
+            .arg(package)
+            .arg(folder.path()),
+    )?;
     Ok(folder)
 }
 
@@ -300,7 +346,10 @@ mod tests {
         let one = build(&bench.spec("one")).unwrap();
         std::thread::sleep(std::time::Duration::from_millis(20));
         build(&bench.spec("two")).unwrap();
-        assert_eq!(fs::read(bench.path("one")).unwrap(), fs::read(bench.path("two")).unwrap());
+        assert_eq!(
+            fs::read(bench.path("one")).unwrap(),
+            fs::read(bench.path("two")).unwrap()
+        );
         let names: Vec<&str> = one.modules.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["virtio_pci", "virtio_mem", "button"]);
         assert_eq!(one.missing, ["virtio_balloon", "virtio_rng"]);
@@ -312,7 +361,10 @@ mod tests {
         let bench = Bench::new();
         fs::write(bench.path("script"), "#!/bin/sh\n").unwrap();
         for program in ["script", "absent"] {
-            let spec = InitramfsSpec { guest_program: bench.path(program), ..bench.spec("out") };
+            let spec = InitramfsSpec {
+                guest_program: bench.path(program),
+                ..bench.spec("out")
+            };
             let error = build(&spec).unwrap_err().to_string();
             assert!(error.contains(program), "{error}");
             assert!(!bench.path("out").exists());
@@ -324,12 +376,18 @@ mod tests {
         let bench = Bench::new();
         let with = |target: &str| {
             let files = vec![(bench.path("data"), target.to_owned())];
-            build(&InitramfsSpec { files, ..bench.spec("out") })
+            build(&InitramfsSpec {
+                files,
+                ..bench.spec("out")
+            })
         };
         fs::write(bench.path("data"), "x").unwrap();
         assert!(with("/etc/data").is_ok());
         for target in ["/init", "/../data", "/", "a/./b"] {
-            assert!(matches!(with(target), Err(ImageError::Invalid(_))), "{target}");
+            assert!(
+                matches!(with(target), Err(ImageError::Invalid(_))),
+                "{target}"
+            );
         }
     }
 
@@ -340,6 +398,9 @@ mod tests {
         fs::create_dir_all(&other).unwrap();
         fs::write(other.join("modules.builtin"), "").unwrap();
         let error = build(&bench.spec("out")).unwrap_err().to_string();
-        assert!(error.contains("6.1-test") && error.contains("6.12-test"), "{error}");
+        assert!(
+            error.contains("6.1-test") && error.contains("6.12-test"),
+            "{error}"
+        );
     }
 }

@@ -100,22 +100,37 @@ fn host_kernel(root: &Path, options: &KernelOptions) -> Option<DefaultKernel> {
     let running = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     kernels_in(root, options).into_iter().max_by(|a, b| {
         let is_running = |kernel: &DefaultKernel| kernel.release == running.trim();
-        is_running(a).cmp(&is_running(b)).then_with(|| compare_versions(&a.release, &b.release))
+        is_running(a)
+            .cmp(&is_running(b))
+            .then_with(|| compare_versions(&a.release, &b.release))
     })
 }
 
 /// All suitable kernels under a root: `boot/vmlinuz-RELEASE`, readable, with its modules.
 fn kernels_in(root: &Path, options: &KernelOptions) -> Vec<DefaultKernel> {
-    let Ok(entries) = fs::read_dir(root.join("boot")) else { return Vec::new() };
+    let Ok(entries) = fs::read_dir(root.join("boot")) else {
+        return Vec::new();
+    };
     entries
         .flatten()
         .filter_map(|entry| {
-            let release = entry.file_name().to_str()?.strip_prefix(IMAGE_FILE)?.to_owned();
-            let suits = options.version.as_deref().is_none_or(|v| is_version(&release, v));
+            let release = entry
+                .file_name()
+                .to_str()?
+                .strip_prefix(IMAGE_FILE)?
+                .to_owned();
+            let suits = options
+                .version
+                .as_deref()
+                .is_none_or(|v| is_version(&release, v));
             let modules = module_folder(root, &release).filter(|_| suits)?;
             File::open(entry.path()).ok()?;
             let tree = ModuleTree::open(&modules).ok()?;
-            tree.lacks().is_none().then(|| DefaultKernel { image: entry.path(), modules, release })
+            tree.lacks().is_none().then(|| DefaultKernel {
+                image: entry.path(),
+                modules,
+                release,
+            })
         })
         .collect()
 }
@@ -133,7 +148,11 @@ fn cached_kernel(kernels: &Path, options: &KernelOptions) -> Option<DefaultKerne
 fn choose_package(options: &KernelOptions) -> Result<String, ImageError> {
     let wanted = options.version.as_deref();
     let by_version = wanted.map(|version| format!("{IMAGE_PACKAGE}{version}{CLOUD_PACKAGE}"));
-    let metapackages: Vec<&str> = by_version.as_deref().into_iter().chain(METAPACKAGES).collect();
+    let metapackages: Vec<&str> = by_version
+        .as_deref()
+        .into_iter()
+        .chain(METAPACKAGES)
+        .collect();
     for name in metapackages {
         match command::run(Command::new("apt-cache").args(["depends", name])) {
             Ok(text) => {
@@ -151,7 +170,10 @@ fn choose_package(options: &KernelOptions) -> Result<String, ImageError> {
     let names = command::run(Command::new("apt-cache").args(["pkgnames", IMAGE_PACKAGE]))
         .map_err(|error| no_kernel(wanted, &error.to_string()))?;
     newest_package(&names, wanted).ok_or_else(|| {
-        no_kernel(wanted, "apt knows no such package; 'apt-get update' fetches the lists")
+        no_kernel(
+            wanted,
+            "apt knows no such package; 'apt-get update' fetches the lists",
+        )
     })
 }
 
@@ -203,7 +225,13 @@ fn fetch(kernels: &Path, package: &str) -> Result<DefaultKernel, ImageError> {
     // As root, apt would drop to a user who may not write into this folder.
     command::run(
         Command::new("apt-get")
-            .args(["-q", "-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=3"])
+            .args([
+                "-q",
+                "-o",
+                "APT::Sandbox::User=root",
+                "-o",
+                "Acquire::Retries=3",
+            ])
             .args(["download", package])
             .current_dir(work.path()),
     )?;
@@ -254,7 +282,10 @@ fn version_parts(version: &str) -> Vec<Part<'_>> {
         .flat_map(|piece| {
             let digits = piece.trim_end_matches(|c: char| !c.is_ascii_digit());
             let text = piece.get(digits.len()..).unwrap_or_default();
-            [digits.parse().map_or(Part::Text(digits), Part::Number), Part::Text(text)]
+            [
+                digits.parse().map_or(Part::Text(digits), Part::Number),
+                Part::Text(text),
+            ]
         })
         .filter(|part| *part != Part::Text(""))
         .collect()
@@ -285,8 +316,10 @@ mod tests {
         add_kernel(root.path(), "6.1.0-10-amd64", &GOOD);
         add_kernel(root.path(), "6.12.1-amd64", &["virtio_pci"]);
         let choose = |version: Option<&str>| {
-            let options =
-                KernelOptions { version: version.map(str::to_owned), ..KernelOptions::default() };
+            let options = KernelOptions {
+                version: version.map(str::to_owned),
+                ..KernelOptions::default()
+            };
             host_kernel(root.path(), &options).map(|kernel| kernel.release)
         };
         assert_eq!(choose(None).as_deref(), Some("6.1.0-10-amd64"));
@@ -305,10 +338,18 @@ mod tests {
     #[test]
     fn a_half_made_cache_entry_is_not_a_kernel() {
         let cache = tempfile::tempdir().unwrap();
-        add_kernel(&cache.path().join(".fetch-x/unpacked"), "6.12.1-amd64", &GOOD);
+        add_kernel(
+            &cache.path().join(".fetch-x/unpacked"),
+            "6.12.1-amd64",
+            &GOOD,
+        );
         add_kernel(&cache.path().join(".fetch-y"), "6.12.1-amd64", &GOOD);
         assert_eq!(cached_kernel(cache.path(), &KernelOptions::default()), None);
-        add_kernel(&cache.path().join("6.1.0-cloud-amd64"), "6.1.0-cloud-amd64", &GOOD);
+        add_kernel(
+            &cache.path().join("6.1.0-cloud-amd64"),
+            "6.1.0-cloud-amd64",
+            &GOOD,
+        );
         let found = cached_kernel(cache.path(), &KernelOptions::default()).unwrap();
         assert_eq!(found.release, "6.1.0-cloud-amd64");
         assert!(found.image.is_file() && found.modules.is_dir());
@@ -316,8 +357,14 @@ mod tests {
 
     #[test]
     fn versions_are_compared_by_number_and_met_in_whole_numbers() {
-        assert_eq!(compare_versions("6.12.101+deb12", "6.12.99+deb12"), Ordering::Greater);
-        assert_eq!(compare_versions("6.1.0-9-amd64", "6.1.0-10-amd64"), Ordering::Less);
+        assert_eq!(
+            compare_versions("6.12.101+deb12", "6.12.99+deb12"),
+            Ordering::Greater
+        );
+        assert_eq!(
+            compare_versions("6.1.0-9-amd64", "6.1.0-10-amd64"),
+            Ordering::Less
+        );
         assert!(is_version("6.12.117+deb12-cloud-amd64", "6.12"));
         assert!(is_version("6.1.0-56-cloud-amd64", "6.1"));
         assert!(!is_version("6.12.117+deb12-cloud-amd64", "6.1"));
@@ -325,7 +372,8 @@ mod tests {
 
     #[test]
     fn the_real_package_is_read_out_of_a_metapackage() {
-        let text = "linux-image-6.12-cloud-amd64\n  Depends: linux-image-6.12.117+deb12-cloud-amd64\n";
+        let text =
+            "linux-image-6.12-cloud-amd64\n  Depends: linux-image-6.12.117+deb12-cloud-amd64\n";
         let package = image_dependency(text).unwrap();
         assert_eq!(package, "linux-image-6.12.117+deb12-cloud-amd64");
         assert!(package_suits(&package, Some("6.12")) && !package_suits(&package, Some("6.1")));

@@ -10,6 +10,7 @@ pub mod initramfs;
 pub mod kernel;
 pub mod modinfo;
 pub mod modules;
+mod signature;
 pub mod vmlinux;
 
 use std::path::{Path, PathBuf};
@@ -34,7 +35,9 @@ pub fn find_guest_program() -> Result<PathBuf, ImageError> {
             )))
         };
     }
-    let beside = std::env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_owned));
+    let beside = std::env::current_exe()
+        .ok()
+        .and_then(|exe| exe.parent().map(Path::to_owned));
     let on_path = std::env::var_os("PATH").unwrap_or_default();
     beside
         .into_iter()

@@ -24,15 +24,20 @@ pub fn parse(module: &[u8]) -> Result<ModuleInfo, String> {
         .ok_or("it has no .modinfo section, so it is no kernel module")?;
     let mut info = ModuleInfo::default();
     for field in section.split(|byte| *byte == 0) {
-        let Some((key, value)) = std::str::from_utf8(field).ok().and_then(|f| f.split_once('='))
+        let Some((key, value)) = std::str::from_utf8(field)
+            .ok()
+            .and_then(|f| f.split_once('='))
         else {
             continue;
         };
         match key {
             "name" => info.name = Some(canonical(value)),
             "depends" => {
-                info.depends =
-                    value.split(',').filter(|name| !name.is_empty()).map(canonical).collect();
+                info.depends = value
+                    .split(',')
+                    .filter(|name| !name.is_empty())
+                    .map(canonical)
+                    .collect();
             }
             _ => {}
         }
@@ -90,7 +95,12 @@ mod tests {
 
     #[test]
     fn a_module_that_depends_on_nothing_says_so() {
-        assert!(parse(&testing::module("button", "")).expect("a module").depends.is_empty());
+        assert!(
+            parse(&testing::module("button", ""))
+                .expect("a module")
+                .depends
+                .is_empty()
+        );
     }
 
     #[test]

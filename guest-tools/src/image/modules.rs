@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use super::compression;
 use super::error::ImageError;
 use super::modinfo::{self, canonical};
+use super::signature;
 
 /// Without these there is no Concertina guest.
 const REQUIRED: [&str; 2] = ["virtio_pci", "virtio_mem"];
@@ -22,7 +23,7 @@ const SUFFIXES: [&str; 4] = [".ko", ".ko.xz", ".ko.zst", ".ko.gz"];
 pub struct Module {
     /// Name, with underscores.
     pub name: String,
-    /// The uncompressed file.
+    /// The uncompressed file, without its signature.
     pub data: Vec<u8>,
 }
 
@@ -47,17 +48,25 @@ pub struct ModuleTree {
 impl ModuleTree {
     /// Looks through a `lib/modules/RELEASE` folder.
     pub fn open(folder: &Path) -> Result<Self, ImageError> {
-        let folder = folder.canonicalize().map_err(ImageError::file("read", folder))?;
+        let folder = folder
+            .canonicalize()
+            .map_err(ImageError::file("read", folder))?;
         let release = folder
             .file_name()
             .map(|name| name.to_string_lossy().into_owned())
-            .ok_or_else(|| ImageError::format(&folder, "a lib/modules/RELEASE folder", "it is a root"))?;
+            .ok_or_else(|| {
+                ImageError::format(&folder, "a lib/modules/RELEASE folder", "it is a root")
+            })?;
         let mut files = BTreeMap::new();
         collect(&folder.join("kernel"), &mut files)?;
         let list = folder.join("modules.builtin");
         let builtin = fs::read_to_string(&list).map_err(ImageError::file("read", &list))?;
         let builtin = builtin.lines().filter_map(module_name).collect();
-        Ok(Self { release, files, builtin })
+        Ok(Self {
+            release,
+            files,
+            builtin,
+        })
     }
 
     /// Kernel release, from the folder's name.
@@ -78,11 +87,15 @@ impl ModuleTree {
     /// Picks the default guest's modules, and `extra` ones by name, which then must exist.
     pub fn select(&self, extra: &[String]) -> Result<Selection, ImageError> {
         let extra: Vec<String> = extra.iter().map(|name| canonical(name)).collect();
-        let needed = REQUIRED.iter().copied().chain(extra.iter().map(String::as_str));
+        let needed = REQUIRED
+            .iter()
+            .copied()
+            .chain(extra.iter().map(String::as_str));
         let mut selection = Selection::default();
         let mut seen = BTreeSet::new();
-        for (name, necessary) in
-            needed.map(|name| (name, true)).chain(OPTIONAL.map(|name| (name, false)))
+        for (name, necessary) in needed
+            .map(|name| (name, true))
+            .chain(OPTIONAL.map(|name| (name, false)))
         {
             if self.has(name) {
                 self.add(name, &mut selection, &mut seen)?;
@@ -112,32 +125,44 @@ impl ModuleTree {
         }
         let path = self.files.get(name).ok_or_else(|| self.missing(name))?;
         let packed = fs::read(path).map_err(ImageError::file("read", path))?;
-        let data =
+        let plain =
             compression::decompress(&packed).map_err(ImageError::file("decompress", path))?;
+        let data = signature::strip(&plain).to_vec();
         let info = modinfo::parse(&data)
             .map_err(|why| ImageError::format(path, "a kernel module", why))?;
         for needed in &info.depends {
             self.add(needed, selection, seen)?;
         }
-        selection.modules.push(Module { name: name.to_owned(), data });
+        selection.modules.push(Module {
+            name: name.to_owned(),
+            data,
+        });
         Ok(())
     }
 
     fn missing(&self, name: &str) -> ImageError {
-        ImageError::ModuleMissing { release: self.release.clone(), name: name.to_owned() }
+        ImageError::ModuleMissing {
+            release: self.release.clone(),
+            name: name.to_owned(),
+        }
     }
 }
 
 /// The module that a path is the file of.
 fn module_name(path: &str) -> Option<String> {
     let file = path.trim().rsplit('/').next()?;
-    SUFFIXES.iter().find_map(|suffix| file.strip_suffix(suffix)).map(canonical)
+    SUFFIXES
+        .iter()
+        .find_map(|suffix| file.strip_suffix(suffix))
+        .map(canonical)
 }
 
 fn collect(folder: &Path, files: &mut BTreeMap<String, PathBuf>) -> Result<(), ImageError> {
     for entry in fs::read_dir(folder).map_err(ImageError::file("read", folder))? {
         let entry = entry.map_err(ImageError::file("read", folder))?;
-        let kind = entry.file_type().map_err(ImageError::file("read", &entry.path()))?;
+        let kind = entry
+            .file_type()
+            .map_err(ImageError::file("read", &entry.path()))?;
         if kind.is_dir() {
             collect(&entry.path(), files)?;
         } else if let Some(name) = entry.file_name().to_str().and_then(module_name) {
@@ -175,7 +200,11 @@ mod tests {
     }
 
     fn names(selection: &Selection) -> Vec<&str> {
-        selection.modules.iter().map(|module| module.name.as_str()).collect()
+        selection
+            .modules
+            .iter()
+            .map(|module| module.name.as_str())
+            .collect()
     }
 
     #[test]
@@ -193,9 +222,18 @@ mod tests {
         let selection = tree.open().select(&[]).unwrap();
         assert_eq!(
             names(&selection),
-            ["virtio", "virtio_ring", "virtio_pci_modern", "virtio_pci", "virtio_mem"]
+            [
+                "virtio",
+                "virtio_ring",
+                "virtio_pci_modern",
+                "virtio_pci",
+                "virtio_mem"
+            ]
         );
-        assert_eq!(selection.missing, ["virtio_balloon", "virtio_rng", "button"]);
+        assert_eq!(
+            selection.missing,
+            ["virtio_balloon", "virtio_rng", "button"]
+        );
     }
 
     #[test]
@@ -213,20 +251,32 @@ mod tests {
         let tree = Tree::new(&[("virtio_pci", "")], "");
         assert_eq!(tree.open().lacks(), Some("virtio_mem"));
         let error = tree.open().select(&[]).unwrap_err().to_string();
-        assert!(error.contains("virtio_mem") && error.contains("6.1.0-test"), "{error}");
+        assert!(
+            error.contains("virtio_mem") && error.contains("6.1.0-test"),
+            "{error}"
+        );
     }
 
     #[test]
     fn extra_modules_must_exist() {
-        let tree = Tree::new(&[("virtio_pci", ""), ("virtio_mem", ""), ("virtio-blk", "")], "");
+        let tree = Tree::new(
+            &[("virtio_pci", ""), ("virtio_mem", ""), ("virtio-blk", "")],
+            "",
+        );
         let selection = tree.open().select(&["virtio-blk".into()]).unwrap();
-        assert_eq!(names(&selection), ["virtio_pci", "virtio_mem", "virtio_blk"]);
+        assert_eq!(
+            names(&selection),
+            ["virtio_pci", "virtio_mem", "virtio_blk"]
+        );
         assert!(tree.open().select(&["evdev".into()]).is_err());
     }
 
     #[test]
     fn a_cycle_in_a_broken_package_ends() {
-        let tree = Tree::new(&[("virtio_pci", "virtio_mem"), ("virtio_mem", "virtio_pci")], "");
+        let tree = Tree::new(
+            &[("virtio_pci", "virtio_mem"), ("virtio_mem", "virtio_pci")],
+            "",
+        );
         assert_eq!(tree.open().select(&[]).unwrap().modules.len(), 2);
     }
 
@@ -236,6 +286,9 @@ mod tests {
         let path = tree.folder().join("kernel/virtio_mem.ko");
         fs::write(&path, "not ELF").unwrap();
         let error = tree.open().select(&[]).unwrap_err().to_string();
-        assert!(error.contains("virtio_mem.ko") && error.contains("kernel module"), "{error}");
+        assert!(
+            error.contains("virtio_mem.ko") && error.contains("kernel module"),
+            "{error}"
+        );
     }
 }

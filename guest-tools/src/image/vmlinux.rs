@@ -26,8 +26,7 @@ const PAYLOAD_LENGTH: usize = 0x24c;
 pub fn extract(bzimage: &Path, output: &Path) -> Result<u64, ImageError> {
     let image = fs::read(bzimage).map_err(ImageError::file("read", bzimage))?;
     let expected = "a bzImage with a kernel in it";
-    let payload =
-        payload(&image).map_err(|why| ImageError::format(bzimage, expected, why))?;
+    let payload = payload(&image).map_err(|why| ImageError::format(bzimage, expected, why))?;
     let kernel =
         compression::decompress(payload).map_err(ImageError::file("decompress", bzimage))?;
     if !kernel.starts_with(super::elf::MAGIC) {
@@ -41,13 +40,18 @@ pub fn extract(bzimage: &Path, output: &Path) -> Result<u64, ImageError> {
 /// The compressed kernel inside a bzImage. The error is what is wrong with the file.
 pub fn payload(image: &[u8]) -> Result<&[u8], String> {
     let is_at = |(offset, bytes): (usize, &[u8])| {
-        image.get(offset..).is_some_and(|rest| rest.starts_with(bytes))
+        image
+            .get(offset..)
+            .is_some_and(|rest| rest.starts_with(bytes))
     };
     if !is_at(BOOT_FLAG) || !is_at(MAGIC) {
         return Err("it has no Linux setup header".into());
     }
     let cut = || "its setup header is cut off".to_owned();
-    let version = image.get(PROTOCOL_VERSION..).and_then(|b| b.first_chunk()).ok_or_else(cut)?;
+    let version = image
+        .get(PROTOCOL_VERSION..)
+        .and_then(|b| b.first_chunk())
+        .ok_or_else(cut)?;
     let version = u16::from_le_bytes(*version);
     if version < LEAST_PROTOCOL_VERSION {
         return Err(format!(

@@ -32,7 +32,10 @@ impl Level {
             if share > 0.0 {
                 return share;
             }
-            cpus = self.changed.wait(cpus).unwrap_or_else(PoisonError::into_inner);
+            cpus = self
+                .changed
+                .wait(cpus)
+                .unwrap_or_else(PoisonError::into_inner);
         }
     }
 }
@@ -51,7 +54,9 @@ impl CpuLoad {
         // The plan's parser has limited the peak.
         for index in 0..peak_cpus.ceil() as u32 {
             let level = Arc::clone(&level);
-            let thread = thread::Builder::new().stack_size(STACK_BYTES).name(format!("load{index}"));
+            let thread = thread::Builder::new()
+                .stack_size(STACK_BYTES)
+                .name(format!("load{index}"));
             if let Err(error) = thread.spawn(move || work(&level, index)) {
                 sys::say(&format!(
                     "load: Cannot start a thread for CPU {index}: {error}; going on with {index}"
@@ -93,7 +98,9 @@ fn work(level: &Level, index: u32) {
 fn burn(seed: &mut u64) {
     for _ in 0..ROUNDS {
         // A step of a linear congruential generator: nothing that a compiler can leave out.
-        *seed = black_box(*seed).wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        *seed = black_box(*seed)
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
     }
 }
 

@@ -61,7 +61,10 @@ impl MemoryLoad {
     pub fn start(peak_bytes: f64, reserve: Bytes) -> io::Result<Self> {
         let chunks = (peak_bytes / CHUNK_BYTES as f64).ceil() as usize;
         let memory = sys::Memory::reserve(chunks.saturating_mul(CHUNK_BYTES), CHUNK_BYTES)?;
-        let load = Self { target: Arc::default(), held_bytes: Arc::default() };
+        let load = Self {
+            target: Arc::default(),
+            held_bytes: Arc::default(),
+        };
         let mut holder = Holder {
             target: Arc::clone(&load.target),
             held_bytes: Arc::clone(&load.held_bytes),
@@ -72,7 +75,9 @@ impl MemoryLoad {
             next_page: 0,
             waiting: false,
         };
-        let thread = thread::Builder::new().name("memory".into()).stack_size(64 << 10);
+        let thread = thread::Builder::new()
+            .name("memory".into())
+            .stack_size(64 << 10);
         thread.spawn(move || holder.run())?;
         Ok(load)
     }
@@ -80,7 +85,11 @@ impl MemoryLoad {
     /// Sets the demand, in bytes; whole chunks of it are held.
     pub fn set(&self, bytes: f64) {
         let bytes = bytes as u64;
-        let mut target = self.target.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut target = self
+            .target
+            .bytes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if *target != bytes {
             *target = bytes;
             self.target.changed.notify_all();
@@ -131,7 +140,10 @@ impl Holder {
             if let Err(why) = self.check_allowance() {
                 if !self.waiting {
                     let held = Bytes(self.held_bytes.load(Ordering::Relaxed));
-                    sys::say(&format!("load: Memory waits at {held} of {}: {why}", Bytes(target)));
+                    sys::say(&format!(
+                        "load: Memory waits at {held} of {}: {why}",
+                        Bytes(target)
+                    ));
                 }
                 self.waiting = true;
                 return;
@@ -153,7 +165,9 @@ impl Holder {
             let chunks_left = available.saturating_sub(self.reserve.get()) / chunk;
             if chunks_left == 0 {
                 let (available, reserve) = (Bytes(available), self.reserve);
-                return Err(format!("{available} are available, {reserve} of them are kept back"));
+                return Err(format!(
+                    "{available} are available, {reserve} of them are kept back"
+                ));
             }
             self.allowed_chunks = usize::try_from(chunks_left.div_ceil(2)).unwrap_or(usize::MAX);
         }
@@ -177,7 +191,8 @@ impl Holder {
     }
 
     fn publish(&self) {
-        self.held_bytes.store((self.held_chunks * CHUNK_BYTES) as u64, Ordering::Relaxed);
+        self.held_bytes
+            .store((self.held_chunks * CHUNK_BYTES) as u64, Ordering::Relaxed);
     }
 
     fn write_again(&mut self) {
@@ -198,7 +213,11 @@ mod tests {
     fn wait_for_held(load: &MemoryLoad, bytes: u64) {
         let deadline = Instant::now() + Duration::from_secs(20);
         while load.held_bytes() != bytes {
-            assert!(Instant::now() < deadline, "held {}, wanted {bytes}", load.held_bytes());
+            assert!(
+                Instant::now() < deadline,
+                "held {}, wanted {bytes}",
+                load.held_bytes()
+            );
             thread::sleep(Duration::from_millis(5));
         }
     }

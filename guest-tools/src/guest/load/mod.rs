@@ -73,7 +73,12 @@ fn parse(options: &[&str]) -> Result<Request, String> {
     while let Some(option) = rest.next() {
         let (name, value) = match option.split_once('=') {
             Some((name, value)) => (name, value),
-            None => (*option, *rest.next().ok_or(format!("Option {option} needs a value"))?),
+            None => (
+                *option,
+                *rest
+                    .next()
+                    .ok_or(format!("Option {option} needs a value"))?,
+            ),
         };
         let named = |error: String| format!("{name}: {error}");
         match name {
@@ -90,12 +95,21 @@ fn parse(options: &[&str]) -> Result<Request, String> {
     let planned: Option<Duration> = [&cpu, &memory]
         .into_iter()
         .flatten()
-        .try_fold(Duration::ZERO, |longest, plan| Some(longest.max(plan.length()?)));
-    Ok(Request { cpu, memory, length: length.or(planned), reserve })
+        .try_fold(Duration::ZERO, |longest, plan| {
+            Some(longest.max(plan.length()?))
+        });
+    Ok(Request {
+        cpu,
+        memory,
+        length: length.or(planned),
+        reserve,
+    })
 }
 
 fn cpu_level(text: &str) -> Result<f64, String> {
-    let cpus: Cpus = text.parse().map_err(|error: concertina_api::UnitError| error.to_string())?;
+    let cpus: Cpus = text
+        .parse()
+        .map_err(|error: concertina_api::UnitError| error.to_string())?;
     if cpus > MOST_CPUS {
         return Err(format!("{cpus} CPUs are too many: at most {MOST_CPUS}"));
     }
@@ -103,7 +117,9 @@ fn cpu_level(text: &str) -> Result<f64, String> {
 }
 
 fn memory_level(text: &str) -> Result<f64, String> {
-    let bytes: Bytes = text.parse().map_err(|error: concertina_api::UnitError| error.to_string())?;
+    let bytes: Bytes = text
+        .parse()
+        .map_err(|error: concertina_api::UnitError| error.to_string())?;
     Ok(bytes.get() as f64)
 }
 
@@ -111,15 +127,19 @@ fn make_load(request: &Request) -> Result<(), Problem> {
     // Where memory runs out all the same, this process is the one to be killed.
     let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
     let cpu = request.cpu.as_ref().map(|plan| CpuLoad::start(plan.peak()));
-    let memory = match &request.memory {
-        Some(plan) => Some(MemoryLoad::start(plan.peak(), request.reserve).map_err(|error| {
-            Problem::Failed(format!("Cannot set up the memory load: {error}"))
-        })?),
-        None => None,
-    };
+    let memory =
+        match &request.memory {
+            Some(plan) => Some(MemoryLoad::start(plan.peak(), request.reserve).map_err(
+                |error| Problem::Failed(format!("Cannot set up the memory load: {error}")),
+            )?),
+            None => None,
+        };
     let begin = Instant::now();
     let mut next_status = STATUS_PERIOD;
-    let mut meter = Meter { at: Duration::ZERO, used: sys::process_cpu_time() };
+    let mut meter = Meter {
+        at: Duration::ZERO,
+        used: sys::process_cpu_time(),
+    };
     loop {
         let now = begin.elapsed();
         let over = request.length.is_some_and(|length| now >= length);
@@ -140,7 +160,9 @@ fn make_load(request: &Request) -> Result<(), Problem> {
             sys::say(&format!("load done t={:.1}", now.as_secs_f64()));
             return Ok(());
         }
-        let until_end = request.length.map_or(TICK, |length| length.saturating_sub(now));
+        let until_end = request
+            .length
+            .map_or(TICK, |length| length.saturating_sub(now));
         std::thread::sleep(TICK.min(until_end));
     }
 }
@@ -204,7 +226,10 @@ mod tests {
             (&[], ["--cpu", "--memory"]),
         ] {
             let error = parse(options).expect_err("wrong");
-            assert!(must_hold.iter().all(|part| error.contains(part)), "{options:?}: {error}");
+            assert!(
+                must_hold.iter().all(|part| error.contains(part)),
+                "{options:?}: {error}"
+            );
         }
     }
 }

@@ -36,12 +36,17 @@ impl Plan {
 
     /// How long the plan lasts; `None` when its last level is held for ever.
     pub fn length(&self) -> Option<Duration> {
-        self.steps.iter().try_fold(Duration::ZERO, |sum, step| Some(sum.saturating_add(step.length?)))
+        self.steps.iter().try_fold(Duration::ZERO, |sum, step| {
+            Some(sum.saturating_add(step.length?))
+        })
     }
 
     /// The highest level of all.
     pub fn peak(&self) -> f64 {
-        self.steps.iter().map(|step| step.from.max(step.to)).fold(0.0, f64::max)
+        self.steps
+            .iter()
+            .map(|step| step.from.max(step.to))
+            .fold(0.0, f64::max)
     }
 
     /// The level so long after the start; 0 after the end.
@@ -68,13 +73,21 @@ impl Step {
             None => (text, None),
         };
         match levels.split_once("..") {
-            Some(_) if time.is_none() => {
-                Err(format!("Ramp '{text}' has no time: write {text}/10s or the like"))
-            }
-            Some((from, to)) => Ok(Self { from: level(from)?, to: level(to)?, length: time }),
+            Some(_) if time.is_none() => Err(format!(
+                "Ramp '{text}' has no time: write {text}/10s or the like"
+            )),
+            Some((from, to)) => Ok(Self {
+                from: level(from)?,
+                to: level(to)?,
+                length: time,
+            }),
             None => {
                 let level = level(levels)?;
-                Ok(Self { from: level, to: level, length: time })
+                Ok(Self {
+                    from: level,
+                    to: level,
+                    length: time,
+                })
             }
         }
     }
@@ -84,7 +97,9 @@ impl Step {
 pub fn duration(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text.trim()) {
         Ok(time) if !time.is_zero() => Ok(time),
-        _ => Err(format!("Time '{text}' is not a time: write 500ms, 5s, 2m or the like")),
+        _ => Err(format!(
+            "Time '{text}' is not a time: write 500ms, 5s, 2m or the like"
+        )),
     }
 }
 
@@ -104,7 +119,14 @@ mod tests {
     #[test]
     fn steps_hold_their_level_and_then_fall_to_zero() {
         let plan = Plan::parse("1:5s, 3:10s,0.5:5s", number).expect("valid");
-        let levels = [(0.0, 1.0), (4.99, 1.0), (5.0, 3.0), (14.9, 3.0), (19.9, 0.5), (20.0, 0.0)];
+        let levels = [
+            (0.0, 1.0),
+            (4.99, 1.0),
+            (5.0, 3.0),
+            (14.9, 3.0),
+            (19.9, 0.5),
+            (20.0, 0.0),
+        ];
         for (time, level) in levels {
             assert_eq!(at(&plan, time), level, "at {time}");
         }
@@ -115,7 +137,13 @@ mod tests {
     #[test]
     fn ramps_move_evenly_both_ways() {
         let plan = Plan::parse("100..600/10s,600..0:5s", number).expect("valid");
-        for (time, level) in [(0.0, 100.0), (5.0, 350.0), (10.0, 600.0), (12.5, 300.0), (15.0, 0.0)] {
+        for (time, level) in [
+            (0.0, 100.0),
+            (5.0, 350.0),
+            (10.0, 600.0),
+            (12.5, 300.0),
+            (15.0, 0.0),
+        ] {
             assert!((at(&plan, time) - level).abs() < 1e-6, "at {time}");
         }
     }
