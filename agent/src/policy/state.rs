@@ -205,7 +205,7 @@ impl AxisState {
     pub(super) fn may_shrink(&mut self, policy: &Policy, now_ms: u64) -> bool {
         self.forget_old_reversals(now_ms);
         let own = usize::from(self.last_direction == Some(Direction::Grow));
-        self.reversals_ms.len() + own + 1 <= policy.reversals_per_hour as usize
+        self.reversals_ms.len() + own < policy.reversals_per_hour as usize
     }
 
     fn forget_old_reversals(&mut self, now_ms: u64) {
