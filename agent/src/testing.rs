@@ -45,6 +45,8 @@ pub struct FakeVm {
     pub major_faults: u64,
     pub boot: Bytes,
     pub max: Bytes,
+    /// Thread that plays every vCPU.
+    pub tid: i32,
     /// Requests to resize, in their order.
     pub wishes: Vec<VmResize>,
     pub power_button: bool,
@@ -69,6 +71,7 @@ impl FakeVm {
             major_faults: 0,
             boot,
             max,
+            tid: std::process::id() as i32,
             wishes: Vec::new(),
             power_button: false,
             stop: false,
@@ -79,7 +82,7 @@ impl FakeVm {
         let pid = std::process::id() as i32;
         let threads = (0..8).map(|vcpu| VcpuThread {
             vcpu,
-            tid: pid,
+            tid: self.tid,
             state: VcpuState::Online,
         });
         VmDescription {
@@ -249,6 +252,7 @@ impl Drop for FakeVmm {
 /// | `fail` | says why on its log and ends with status 1 before it listens |
 /// | `mute` | lives and does not listen |
 /// | `reset-once` | resets at its first life, then obeys |
+/// | `burn` | obeys, and its vCPUs are busy all the time |
 pub fn process_command(behaviour: &str) -> Vec<OsString> {
     let program = std::env::current_exe().unwrap().into_os_string();
     let words = [
@@ -285,12 +289,15 @@ fn fake_vmm_process() {
         _ => {}
     }
     let marker = spec.api_socket.with_extension("reset-once");
-    let vm = FakeVm::new(
+    let mut vm = FakeVm::new(
         spec.boot_memory,
         spec.max_memory,
         spec.boot_vcpus,
         Faults::default(),
     );
+    vm.quota = spec.quota;
+    // SAFETY: gettid(2) has no preconditions.
+    vm.tid = unsafe { libc::gettid() };
     let fake = FakeVmm::listen(&spec.api_socket, vm);
     if let Some(status) = behaviour.strip_prefix("exit-") {
         std::thread::sleep(Duration::from_millis(300));
@@ -302,9 +309,17 @@ fn fake_vmm_process() {
         end(exit::RESET);
     }
     loop {
-        std::thread::sleep(Duration::from_millis(5));
+        let pause = Duration::from_millis(5);
+        if behaviour == "burn" {
+            let begun = std::time::Instant::now();
+            while begun.elapsed() < pause {
+                std::hint::spin_loop();
+            }
+        } else {
+            std::thread::sleep(pause);
+        }
         let vm = fake.vm.lock().unwrap();
-        let obeys_button = matches!(behaviour.as_str(), "obey" | "reset-once");
+        let obeys_button = matches!(behaviour.as_str(), "obey" | "reset-once" | "burn");
         if vm.power_button && obeys_button || vm.stop && behaviour != "ignore-all" {
             end(exit::POWER_OFF);
         }

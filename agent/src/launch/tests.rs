@@ -8,7 +8,7 @@ use concertina_api::event::{Event, EventKind};
 use concertina_api::instance::{InstanceResize, InstanceState, StopRequest};
 use concertina_api::policy::{Policy, PolicyBounds};
 use concertina_api::vm::Outcome;
-use concertina_api::{Bytes, Cpus};
+use concertina_api::{Bytes, Cpus, Quota};
 
 use super::*;
 use crate::cgroup::fake_hierarchy;
@@ -388,5 +388,80 @@ fn what_a_dead_supervisor_left_is_taken_over() {
     assert_eq!(
         client::status(instance.paths()).unwrap().state,
         InstanceState::Running
+    );
+}
+
+#[test]
+fn a_threshold_that_fires_makes_a_busy_instance_grow_and_says_so() {
+    let mut bench = bench("burn");
+    bench.spec.policy.period_ms = 100;
+    bench
+        .spec
+        .policy
+        .scale("cpu > 30% for 200ms: +0.4 cpu, cooldown 60s")
+        .unwrap();
+    let begun = Instant::now();
+    let instance = bench.start();
+    let status = loop {
+        let status = client::status(instance.paths()).unwrap();
+        if status.last_resize.is_some() {
+            break status;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(20), "{status:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    let cpus = (status.cpus.target, status.cpus.online);
+    assert_eq!(cpus, (Cpus(900), 1), "{status:?} {:?}", bench.events());
+    assert_eq!(status.cpus.quota, Quota::Limited(Cpus(900)));
+    let rule = &status.thresholds[0];
+    assert!(rule.rule.starts_with("cpu > 30% for 200ms"), "{rule:?}");
+    assert!(
+        rule.last_value.is_some_and(|value| value > 30.0),
+        "{rule:?}"
+    );
+    let events = bench.events();
+    let fired = events
+        .iter()
+        .position(|event| matches!(event, EventKind::Threshold { state, .. } if state == "fired"));
+    let resized = events.iter().position(|event| {
+        matches!(event, EventKind::Resized { cause, report, .. }
+            if cause.starts_with("cpu > 30%") && report.outcome == Outcome::Applied)
+    });
+    assert!(fired.is_some() && fired < resized, "{events:?}");
+    // The cooldown holds further growth, and the instance ends with its resizes.
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(
+        client::status(instance.paths()).unwrap().cpus.target,
+        Cpus(900)
+    );
+}
+
+#[test]
+fn a_resize_by_hand_holds_the_rules_of_its_axis() {
+    let mut bench = bench("burn");
+    bench.spec.policy.period_ms = 100;
+    bench
+        .spec
+        .policy
+        .scale("cpu > 30% for 300ms: +1 cpu")
+        .unwrap();
+    let instance = bench.start();
+    let wish = InstanceResize {
+        cpus: Some(Cpus(700)),
+        ..Default::default()
+    };
+    assert_eq!(
+        client::resize(instance.paths(), &wish).unwrap().outcome,
+        Outcome::Applied
+    );
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let held = |event: &EventKind| matches!(event, EventKind::Held { why, .. } if why.starts_with("manual_hold"));
+    while !bench.events().iter().any(held) {
+        assert!(Instant::now() < deadline, "{:?}", bench.events());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(
+        client::status(instance.paths()).unwrap().cpus.target,
+        Cpus(700)
     );
 }

@@ -11,6 +11,8 @@ pub mod cpu;
 pub mod guest;
 pub mod memory;
 pub mod report;
+#[cfg(test)]
+mod tests;
 
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};

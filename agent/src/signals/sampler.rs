@@ -229,3 +229,191 @@ fn percent(part: f64, whole: f64) -> f64 {
         f64::NAN
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use concertina_api::Bytes;
+    use std::fs;
+    use std::thread::sleep;
+
+    /// A process with two vCPU threads in a cgroup, all in a temporary folder.
+    struct Fake(tempfile::TempDir);
+
+    impl Fake {
+        fn new() -> Self {
+            let temp = tempfile::tempdir().unwrap();
+            for tid in [11, 12] {
+                fs::create_dir_all(temp.path().join(format!("7/task/{tid}"))).unwrap();
+            }
+            fs::create_dir(temp.path().join("vcpu")).unwrap();
+            let fake = Self(temp);
+            fake.threads([0, 0], [0, 0]);
+            fake.group(0, 0);
+            fake
+        }
+
+        fn threads(&self, run_ms: [u64; 2], wait_ms: [u64; 2]) {
+            for (index, tid) in [11, 12].into_iter().enumerate() {
+                let line = format!(
+                    "{} {} 1\n",
+                    run_ms[index] * 1_000_000,
+                    wait_ms[index] * 1_000_000
+                );
+                fs::write(self.0.path().join(format!("7/task/{tid}/schedstat")), line).unwrap();
+            }
+        }
+
+        fn group(&self, throttled_ms: u64, stalled_ms: u64) {
+            let stat = format!(
+                "usage_usec 1\nnr_throttled 1\nthrottled_usec {}\n",
+                throttled_ms * 1000
+            );
+            fs::write(self.0.path().join("vcpu/cpu.stat"), stat).unwrap();
+            let psi = format!(
+                "some avg10=0.00 avg60=0.00 avg300=0.00 total={}\n",
+                stalled_ms * 1000
+            );
+            for file in ["cpu.pressure", "memory.pressure", "io.pressure"] {
+                fs::write(self.0.path().join(file), &psi).unwrap();
+            }
+        }
+
+        fn sampler(&self) -> Sampler {
+            Sampler::new(self.0.path(), 7, &[11, 12], self.0.path())
+        }
+    }
+
+    fn present(milli: u32, vcpus: u32) -> Present {
+        let held = Held {
+            plugged: Bytes::mib(256),
+            balloon: Bytes(0),
+        };
+        Present {
+            cpus: Cpus(milli),
+            vcpus,
+            held,
+        }
+    }
+
+    fn value(seen: &Observations, metric: Metric) -> f64 {
+        seen.samples
+            .get(&metric)
+            .map_or(f64::NAN, |sample| sample.value)
+    }
+
+    #[test]
+    fn the_first_look_knows_no_rate_and_a_rebase_makes_the_next_one_know() {
+        let fake = Fake::new();
+        let mut sampler = fake.sampler();
+        assert!(sampler.look(&present(1000, 1), 0).samples.is_empty());
+        sampler.rebase();
+        sleep(Duration::from_millis(5));
+        let seen = sampler.look(&present(1000, 1), 5);
+        assert_eq!(value(&seen, Metric::Cpu), 0.0);
+    }
+
+    #[test]
+    fn cpu_is_the_share_of_the_size_that_the_instance_has() {
+        let fake = Fake::new();
+        let mut sampler = fake.sampler();
+        sampler.rebase();
+        sleep(Duration::from_millis(50));
+        // Half a CPU for the whole time is all of a size of 0.5, and a quarter of 2.
+        fake.threads([20, 0], [0, 0]);
+        let half = value(&sampler.look(&present(500, 1), 50), Metric::Cpu);
+        assert!(half > 40.0 && half <= 80.1, "{half}");
+        sleep(Duration::from_millis(50));
+        fake.threads([45, 25], [0, 0]);
+        let whole = value(&sampler.look(&present(2000, 2), 100), Metric::Cpu);
+        assert!(whole > 25.0 && whole <= 50.1, "{whole}");
+    }
+
+    #[test]
+    fn what_our_own_quota_holds_back_is_not_stolen() {
+        let fake = Fake::new();
+        let mut sampler = fake.sampler();
+        sampler.rebase();
+        sleep(Duration::from_millis(50));
+        fake.threads([25, 0], [25, 0]);
+        fake.group(25, 0);
+        assert_eq!(
+            value(&sampler.look(&present(500, 1), 50), Metric::CpuSteal),
+            0.0
+        );
+        sleep(Duration::from_millis(50));
+        fake.threads([30, 0], [65, 0]);
+        let stolen = value(&sampler.look(&present(500, 1), 100), Metric::CpuSteal);
+        assert!(stolen > 40.0 && stolen <= 80.1, "{stolen}");
+    }
+
+    #[test]
+    fn a_thread_that_cannot_be_read_makes_the_sum_unknown_not_small() {
+        let fake = Fake::new();
+        let mut sampler = fake.sampler();
+        sampler.rebase();
+        sleep(Duration::from_millis(5));
+        fs::write(fake.0.path().join("7/task/12/schedstat"), "rubbish").unwrap();
+        let seen = sampler.look(&present(2000, 2), 5);
+        assert!(!seen.samples.contains_key(&Metric::Cpu));
+        let more_than_there_are = sampler.look(&present(3000, 3), 6);
+        assert!(!more_than_there_are.samples.contains_key(&Metric::Cpu));
+    }
+
+    #[test]
+    fn pressure_is_the_waiting_since_the_look_before() {
+        let fake = Fake::new();
+        let mut sampler = fake.sampler();
+        sampler.rebase();
+        sleep(Duration::from_millis(50));
+        fake.group(0, 25);
+        let seen = sampler.look(&present(1000, 1), 50);
+        let memory = value(&seen, Metric::MemoryPressure);
+        assert!(memory > 20.0 && memory <= 50.1, "{memory}");
+        fs::remove_file(fake.0.path().join("io.pressure")).unwrap();
+    }
+
+    #[test]
+    fn the_guest_is_short_when_its_counters_rise_and_never_when_they_are_unknown() {
+        let fake = Fake::new();
+        let mut sampler = fake.sampler();
+        let said = |oom_kills: u64, stalls: u64, age_ms: u64| BalloonStatistics {
+            age_ms: Some(age_ms),
+            values: [
+                ("total_memory", 240 << 20),
+                ("available_memory", 60 << 20),
+                ("oom_kill", oom_kills),
+                ("alloc_stall", stalls),
+            ]
+            .map(|(name, value)| (name.to_owned(), value))
+            .into(),
+        };
+        let mut look = |statistics: Option<&BalloonStatistics>, now_ms| {
+            let mut seen = Observations::default();
+            sampler.look_at_guest(statistics, &present(1000, 1), now_ms, &mut seen);
+            seen
+        };
+        let seen = look(Some(&said(3, 3, 10)), 1000);
+        assert_eq!(value(&seen, Metric::Memory), 75.0);
+        assert_eq!(
+            seen.samples[&Metric::Memory].at_ms,
+            990,
+            "as old as the answer"
+        );
+        assert_eq!(
+            seen.memory_short, None,
+            "what was before the first look is not news"
+        );
+        assert_eq!(
+            look(Some(&said(3, 4, 0)), 1100).memory_short,
+            Some(MemoryShort::AllocStall)
+        );
+        assert_eq!(
+            look(Some(&said(4, 5, 0)), 1200).memory_short,
+            Some(MemoryShort::OomKill)
+        );
+        assert!(look(None, 1300).samples.is_empty());
+        assert!(look(Some(&said(9, 9, 60_000)), 1400).samples.is_empty());
+        assert_eq!(look(Some(&said(9, 9, 0)), 1500).memory_short, None);
+    }
+}

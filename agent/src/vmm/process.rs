@@ -109,15 +109,18 @@ impl VmmProcess {
         unsafe { prepared.pre_exec(enter) };
         let mut child = prepared.spawn()?;
         let pid = i32::try_from(child.id()).unwrap_or(0);
-        let opened = open_pidfd(pid).and_then(|pidfd| {
-            let id = ProcessId::of(pid).unwrap_or(ProcessId {
-                pid,
-                start_ticks: 0,
-            });
-            Ok((pidfd, id))
-        });
-        match opened {
-            Ok((pidfd, id)) => Ok(Self { child, pidfd, id }),
+        match open_pidfd(pid) {
+            Ok(pidfd) => {
+                let unread = ProcessId {
+                    pid,
+                    start_ticks: 0,
+                };
+                Ok(Self {
+                    child,
+                    pidfd,
+                    id: ProcessId::of(pid).unwrap_or(unread),
+                })
+            }
             Err(error) => {
                 let _ = child.kill();
                 let _ = child.wait();

@@ -1,0 +1,413 @@
+//! Both axes against a fake vmm: what is asked of it, what is reported, what the ceiling is.
+
+use std::time::Duration;
+
+use concertina_api::Quota;
+use concertina_api::event::Event;
+
+use super::*;
+use crate::cgroup::{Hierarchy, fake_hierarchy};
+use crate::testing::{FakeVm, FakeVmm, Faults};
+
+/// A resizer of an instance `1..4` CPUs, `256M..1G`, whose guest has these faults.
+struct Bench {
+    vmm: FakeVmm,
+    resizer: Resizer,
+    temp: tempfile::TempDir,
+    _cgroup: (tempfile::TempDir, Hierarchy),
+}
+
+const HOLD: Duration = Duration::from_millis(50);
+
+fn bench(faults: Faults) -> Bench {
+    let temp = tempfile::tempdir().unwrap();
+    let cgroup = fake_hierarchy();
+    let group = InstanceGroup::create(&cgroup.1, "web").unwrap();
+    let bounds = PolicyBounds {
+        cpus: "1..4".parse().unwrap(),
+        memory: "256M..1G".parse().unwrap(),
+    };
+    let socket = temp.path().join("vmm.sock");
+    let vm = FakeVm::new(bounds.memory.min, bounds.memory.max, 1, faults);
+    let vmm = FakeVmm::listen(&socket, vm);
+    let events = EventLog::open(&temp.path().join("events"), Instant::now()).unwrap();
+    let resizer = Resizer::new(
+        bounds,
+        HOLD,
+        VmmClient::new(&socket),
+        group,
+        Arc::new(events),
+    );
+    resizer.begin_life().unwrap();
+    Bench {
+        vmm,
+        resizer,
+        temp,
+        _cgroup: cgroup,
+    }
+}
+
+impl Bench {
+    fn by_hand(&self, cpus: Option<u32>, memory_mib: Option<u64>) -> ResizeReport<InstanceSize> {
+        let timeout = Duration::from_secs(3);
+        let order = Order::manual(cpus.map(Cpus), memory_mib.map(Bytes::mib), timeout);
+        self.resizer.carry_out(&order)
+    }
+
+    fn by_rule(&self, cpus: Option<u32>, memory_mib: Option<u64>) -> ResizeReport<InstanceSize> {
+        self.resizer.carry_out(&Order {
+            cpus: cpus.map(Cpus),
+            memory: memory_mib.map(Bytes::mib),
+            timeout: Duration::from_secs(3),
+            cause: Cause::Rules(vec!["rule".into()]),
+            note: None,
+        })
+    }
+
+    fn ceiling_mib(&self) -> u64 {
+        let path = self._cgroup.0.path().join("concertina/web/memory.max");
+        std::fs::read_to_string(path)
+            .unwrap()
+            .parse::<u64>()
+            .unwrap()
+            >> 20
+    }
+
+    fn has(&self) -> (u32, Quota, Bytes, Bytes) {
+        let vm = self.vmm.vm.lock().unwrap();
+        (vm.vcpus, vm.quota, vm.memory, vm.balloon)
+    }
+
+    fn last_event(&self) -> EventKind {
+        let text = std::fs::read_to_string(self.temp.path().join("events")).unwrap();
+        serde_json::from_str::<Event>(text.lines().last().unwrap())
+            .unwrap()
+            .kind
+    }
+}
+
+#[test]
+fn growth_asks_for_quota_and_vcpus_together() {
+    let bench = bench(Faults::default());
+    let report = bench.by_rule(Some(2500), None);
+    assert_eq!(report.outcome, Outcome::Applied);
+    assert_eq!(report.got.cpus, Some(Cpus(2500)));
+    let vm = bench.vmm.vm.lock().unwrap();
+    assert_eq!(vm.wishes.len(), 1);
+    let wish = &vm.wishes[0];
+    assert_eq!(
+        (wish.vcpus, wish.quota),
+        (Some(3), Some(Quota::Limited(Cpus(2500))))
+    );
+}
+
+#[test]
+fn a_rules_shrink_lowers_the_quota_and_removes_vcpus_when_it_has_held() {
+    let bench = bench(Faults::default());
+    bench.by_rule(Some(3000), None);
+    let report = bench.by_rule(Some(1000), None);
+    assert_eq!(
+        (report.outcome, report.got.cpus),
+        (Outcome::Applied, Some(Cpus(1000)))
+    );
+    assert_eq!(bench.has().0, 3, "vCPUs stay for the shrink window");
+    assert_eq!(bench.has().1, Quota::Limited(Cpus(1000)));
+    let due = bench.resizer.settle_due().unwrap();
+    bench.resizer.settle(due - Duration::from_millis(1));
+    assert_eq!(bench.has().0, 3);
+    bench.resizer.settle(due);
+    assert_eq!((bench.has().0, bench.has().1), (1, Quota::Max));
+    assert_eq!(bench.resizer.settle_due(), None);
+    assert!(
+        matches!(bench.last_event(), EventKind::Resized { cause, .. } if cause == "shrink_window")
+    );
+}
+
+#[test]
+fn growth_within_the_window_keeps_the_vcpus() {
+    let bench = bench(Faults::default());
+    bench.by_rule(Some(3000), None);
+    bench.by_rule(Some(1000), None);
+    bench.by_rule(Some(3000), None);
+    assert_eq!(bench.resizer.settle_due(), None);
+    assert_eq!((bench.has().0, bench.has().1), (3, Quota::Max));
+}
+
+#[test]
+fn a_shrink_by_hand_removes_vcpus_at_once() {
+    let bench = bench(Faults::default());
+    bench.by_hand(Some(4000), None);
+    let report = bench.by_hand(Some(1500), None);
+    assert_eq!(report.outcome, Outcome::Applied);
+    assert_eq!(
+        (bench.has().0, bench.has().1),
+        (2, Quota::Limited(Cpus(1500)))
+    );
+    assert_eq!(bench.resizer.settle_due(), None);
+}
+
+#[test]
+fn a_guest_that_refuses_is_reported_with_its_status_and_the_size_stays() {
+    let bench = bench(Faults::default());
+    bench.by_hand(Some(3000), None);
+    bench.vmm.vm.lock().unwrap().faults.refuse_vcpus = Some(0x82);
+    let report = bench.by_hand(Some(1000), None);
+    assert_eq!((report.outcome, report.ost), (Outcome::Refused, Some(0x82)));
+    assert_eq!(report.got.cpus, Some(Cpus(3000)));
+    assert_eq!(
+        (bench.has().0, bench.has().1),
+        (3, Quota::Max),
+        "the quota is taken back"
+    );
+    // The next resize works.
+    bench.vmm.vm.lock().unwrap().faults.refuse_vcpus = None;
+    assert_eq!(bench.by_hand(Some(1000), None).outcome, Outcome::Applied);
+}
+
+#[test]
+fn a_refused_growth_leaves_the_target_at_what_is_there() {
+    let bench = bench(Faults {
+        refuse_vcpus: Some(1),
+        ..Faults::default()
+    });
+    bench.by_hand(Some(1000), None);
+    let report = bench.by_hand(Some(2000), None);
+    assert_eq!(
+        (report.outcome, report.got.cpus),
+        (Outcome::Refused, Some(Cpus(1000)))
+    );
+    assert_eq!(bench.resizer.target().cpus, Cpus(1000));
+}
+
+#[test]
+fn the_same_size_again_is_applied_without_a_request() {
+    let bench = bench(Faults::default());
+    bench.by_hand(Some(2000), Some(512));
+    let before = bench.vmm.vm.lock().unwrap().wishes.len();
+    assert_eq!(
+        bench.by_hand(Some(2000), Some(512)).outcome,
+        Outcome::Applied
+    );
+    assert_eq!(bench.vmm.vm.lock().unwrap().wishes.len(), before);
+}
+
+#[test]
+fn memory_grows_under_a_ceiling_that_went_up_first_and_comes_down_last() {
+    let bench = bench(Faults {
+        used: 64 << 20,
+        ..Faults::default()
+    });
+    let first = bench.ceiling_mib();
+    assert!(first > 256 && first < 512, "{first}");
+    let report = bench.by_hand(None, Some(768));
+    assert_eq!(report.outcome, Outcome::Applied, "{report:?}");
+    assert!(report.timeline_ms.contains_key("guest_total"), "{report:?}");
+    assert!(bench.ceiling_mib() > 768);
+    let report = bench.by_hand(None, Some(256));
+    assert_eq!(report.outcome, Outcome::Applied, "{report:?}");
+    assert!(
+        report.timeline_ms.contains_key("resident_fell"),
+        "{report:?}"
+    );
+    assert_eq!(bench.ceiling_mib(), first);
+}
+
+#[test]
+fn memory_that_the_guest_does_not_bring_online_is_no_success() {
+    let bench = bench(Faults {
+        memory_offline: true,
+        ..Faults::default()
+    });
+    let order = Order::manual(None, Some(Bytes::mib(512)), Duration::from_millis(300));
+    let report = bench.resizer.carry_out(&order);
+    assert_eq!(report.outcome, Outcome::TimedOut, "{report:?}");
+    assert_eq!(report.got.memory, Some(Bytes::mib(256)));
+    assert!(report.reason.unwrap().contains("brought online"));
+}
+
+#[test]
+fn without_a_balloon_driver_the_devices_word_is_taken() {
+    let bench = bench(Faults {
+        no_balloon: true,
+        ..Faults::default()
+    });
+    assert_eq!(bench.by_hand(None, Some(512)).outcome, Outcome::Applied);
+    assert_eq!(bench.by_hand(None, Some(256)).outcome, Outcome::Applied);
+    bench.by_hand(None, Some(512));
+    let report = bench.by_rule(None, Some(256));
+    assert_eq!(
+        report.outcome,
+        Outcome::Refused,
+        "a rule takes nothing blindly: {report:?}"
+    );
+}
+
+#[test]
+fn a_shrink_ends_where_the_guest_needs_what_it_has() {
+    let bench = bench(Faults {
+        used: 400 << 20,
+        ..Faults::default()
+    });
+    bench.by_hand(None, Some(1024));
+    let report = bench.by_hand(None, Some(256));
+    assert_eq!(report.outcome, Outcome::Partial, "{report:?}");
+    let got = report.got.memory.unwrap();
+    assert!(got >= Bytes::mib(464) && got <= Bytes::mib(500), "{got}");
+    assert!(report.reason.unwrap().contains("the least"));
+    // Asked again, there is nothing more to take.
+    assert_eq!(bench.by_hand(None, Some(256)).outcome, Outcome::Refused);
+    assert_eq!(bench.resizer.size().memory, got);
+}
+
+#[test]
+fn what_is_not_unplugged_is_made_up_for_by_the_balloon_and_given_back_from_it_first() {
+    let bench = bench(Faults {
+        used: 64 << 20,
+        ..Faults::default()
+    });
+    bench.by_hand(None, Some(768));
+    bench.vmm.vm.lock().unwrap().faults.memory_stuck = true;
+    let timeout = Duration::from_secs(8);
+    let order = Order::manual(None, Some(Bytes::mib(512)), timeout);
+    let report = bench.resizer.carry_out(&order);
+    assert_eq!(report.outcome, Outcome::Applied, "{report:?}");
+    assert_eq!(
+        (bench.has().2, bench.has().3),
+        (Bytes::mib(768), Bytes::mib(256))
+    );
+    bench.vmm.vm.lock().unwrap().faults.memory_stuck = false;
+    assert_eq!(bench.by_hand(None, Some(640)).outcome, Outcome::Applied);
+    assert_eq!(
+        (bench.has().2, bench.has().3),
+        (Bytes::mib(768), Bytes::mib(128))
+    );
+}
+
+#[test]
+fn a_step_that_hurts_is_given_back() {
+    let bench = bench(Faults {
+        used: 64 << 20,
+        ..Faults::default()
+    });
+    bench.by_hand(None, Some(1024));
+    bench.vmm.vm.lock().unwrap().faults.faults_per_step = 10_000;
+    let report = bench.by_rule(None, Some(256));
+    assert_eq!(report.got.memory, Some(Bytes::mib(1024)), "{report:?}");
+    assert!(report.reason.unwrap().contains("major faults"));
+    assert!(report.timeline_ms.contains_key("given_back"));
+}
+
+#[test]
+fn a_shrink_gives_way_to_a_larger_wish() {
+    let bench = bench(Faults {
+        used: 64 << 20,
+        ..Faults::default()
+    });
+    bench.by_hand(None, Some(768));
+    bench.vmm.vm.lock().unwrap().faults.memory_stuck = true;
+    std::thread::scope(|scope| {
+        let shrink = scope.spawn(|| bench.by_rule(None, Some(256)));
+        while !bench.resizer.is_busy(Axis::Memory) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let growth = scope.spawn(|| bench.by_rule(None, Some(1024)));
+        let shrunk = shrink.join().unwrap();
+        assert!(shrunk.reason.unwrap().contains("larger wish"));
+        bench.vmm.vm.lock().unwrap().faults.memory_stuck = false;
+        let grown = growth.join().unwrap();
+        assert_eq!(grown.outcome, Outcome::Applied, "{grown:?}");
+    });
+    assert_eq!(bench.resizer.size().memory, Bytes::mib(1024));
+}
+
+#[test]
+fn one_axis_that_is_slow_does_not_hold_up_the_other() {
+    let bench = bench(Faults {
+        used: 64 << 20,
+        ..Faults::default()
+    });
+    bench.by_hand(None, Some(768));
+    bench.vmm.vm.lock().unwrap().faults.memory_stuck = true;
+    std::thread::scope(|scope| {
+        let slow = scope.spawn(|| bench.by_rule(None, Some(256)));
+        std::thread::sleep(Duration::from_millis(50));
+        let begun = Instant::now();
+        assert_eq!(bench.by_rule(Some(2000), None).outcome, Outcome::Applied);
+        assert!(
+            begun.elapsed() < Duration::from_millis(500),
+            "{:?}",
+            begun.elapsed()
+        );
+        assert!(bench.resizer.is_busy(Axis::Memory));
+        bench.vmm.vm.lock().unwrap().faults.memory_stuck = false;
+        slow.join().unwrap();
+    });
+}
+
+#[test]
+fn outside_the_bounds_nothing_is_begun() {
+    let bench = bench(Faults::default());
+    let report = bench.by_hand(Some(2000), Some(2048));
+    assert_eq!(report.outcome, Outcome::Refused);
+    assert!(report.reason.unwrap().contains("256M to 1G"));
+    assert_eq!(bench.has().0, 1);
+    assert!(bench.vmm.vm.lock().unwrap().wishes.is_empty());
+}
+
+#[test]
+fn an_odd_size_is_rounded_and_that_is_said() {
+    let bench = bench(Faults::default());
+    let order = Order::manual(None, Some(Bytes((300 << 20) + 5)), Duration::from_secs(3));
+    let report = bench.resizer.carry_out(&order);
+    assert_eq!(
+        (report.outcome, report.got.memory),
+        (Outcome::Applied, Some(Bytes::mib(302)))
+    );
+    assert!(report.reason.unwrap().contains("302M"));
+}
+
+#[test]
+fn a_vmm_that_answers_rubbish_is_a_failure_not_a_panic() {
+    let bench = bench(Faults {
+        malformed: true,
+        ..Faults::default()
+    });
+    let report = bench.by_hand(Some(2000), Some(512));
+    assert_eq!(report.outcome, Outcome::TimedOut, "{report:?}");
+    assert_eq!(report.got.memory, Some(Bytes::mib(256)));
+}
+
+#[test]
+fn a_vmm_that_is_gone_is_a_failure_at_once() {
+    let mut bench = bench(Faults::default());
+    let socket = bench.temp.path().join("other.sock");
+    let vm = FakeVm::new(Bytes::mib(256), Bytes::mib(1024), 1, Faults::default());
+    bench.vmm = FakeVmm::listen(&socket, vm);
+    let begun = Instant::now();
+    let report = bench.by_hand(Some(2000), Some(512));
+    assert_eq!(report.outcome, Outcome::TimedOut);
+    assert!(report.reason.unwrap().contains("does not answer"));
+    assert!(begun.elapsed() < Duration::from_secs(2));
+}
+
+#[test]
+fn every_change_is_committed_once_with_what_was_reached() {
+    let bench = bench(Faults::default());
+    bench.by_rule(Some(2000), None);
+    bench.by_hand(None, Some(512));
+    let commits = bench.resizer.take_commits();
+    assert_eq!(commits.len(), 2);
+    assert_eq!((commits[0].before, commits[0].after), (1000, 2000));
+    assert_eq!(
+        (commits[1].cause.clone(), commits[1].after),
+        (Cause::Manual, 512 << 20)
+    );
+    assert!(bench.resizer.take_commits().is_empty());
+    let EventKind::Resized { cause, report, .. } = bench.last_event() else {
+        panic!()
+    };
+    assert_eq!(
+        (cause.as_str(), report.outcome),
+        ("manual", Outcome::Applied)
+    );
+}
