@@ -158,7 +158,7 @@ impl<'a> EventLoop<'a> {
                 self.input_waits = self.console.feed_input();
             }
             if let Some(exit) = exit.get() {
-                self.console.drain_output();
+                self.console.finish();
                 return Ok(exit);
             }
         }

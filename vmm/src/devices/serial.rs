@@ -97,10 +97,14 @@ impl SerialPort {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take_output(&self, into: &mut Vec<u8>) {
+    /// Takes what was written. `timer_fired`: the timer is readable; reading it otherwise would
+    /// block, and with it every vCPU that touches the port.
+    fn take_output(&self, timer_fired: bool, into: &mut Vec<u8>) {
         let mut uart = self.lock();
         let output = uart.writer_mut();
-        let _ = output.timer.wait();
+        if timer_fired {
+            let _ = output.timer.wait();
+        }
         into.append(&mut output.bytes);
     }
 
@@ -152,10 +156,19 @@ impl Console {
         }
     }
 
-    /// Hands on what the guest has written.
+    /// Hands on what the guest has written, when the descriptor that says so is readable.
     pub fn drain_output(&mut self) {
+        self.hand_on(true);
+    }
+
+    /// Hands on the rest, at the end of the VM.
+    pub fn finish(&mut self) {
+        self.hand_on(false);
+    }
+
+    fn hand_on(&mut self, timer_fired: bool) {
         let mut bytes = Vec::new();
-        self.port.take_output(&mut bytes);
+        self.port.take_output(timer_fired, &mut bytes);
         if bytes.is_empty() {
             return;
         }
@@ -235,5 +248,25 @@ impl Console {
     /// The listening descriptor.
     pub fn listener_fd(&self) -> Option<i32> {
         self.listener.as_ref().map(AsRawFd::as_raw_fd)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_output_is_handed_on_without_waiting_for_the_timer() {
+        let line = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        let (port, _) = SerialPort::new(line).unwrap();
+        let mut log = tempfile::tempfile().unwrap();
+        let mut console = Console::new(port.clone(), None, Some(log.try_clone().unwrap()));
+        console.finish();
+        port.write(0, b"bye");
+        console.finish();
+        let mut text = String::new();
+        std::io::Seek::rewind(&mut log).unwrap();
+        log.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "bye");
     }
 }
