@@ -15,6 +15,8 @@ use concertina_api::Bytes;
 
 /// Threads of the vmm beyond its vCPUs: event loop, API connections, console, and spare.
 const EXTRA_THREADS: u32 = 32;
+/// How often a parent that vanishes is made again.
+const PARENT_TRIES: u32 = 16;
 /// How long a killed process may take to leave its group.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -39,13 +41,24 @@ impl InstanceGroup {
     /// Makes the group of an instance, or takes over an empty one of the same name. Whatever still
     /// runs in a group left by a dead supervisor is killed first.
     pub fn create(tree: &Hierarchy, name: &str) -> Result<Self, CgroupError> {
-        let path = tree.ensure_parent()?.join(name);
-        let group = Self { path };
-        if group.path.is_dir() {
-            group.remove()?;
+        let attempt = || -> Result<Self, CgroupError> {
+            let path = tree.ensure_parent()?.join(name);
+            let group = Self { path };
+            if group.path.is_dir() {
+                group.remove_itself()?;
+            }
+            make_dir(&group.path)?;
+            Ok(group)
+        };
+        for _ in 1..PARENT_TRIES {
+            match attempt() {
+                // The last instance but us has ended just now, and has taken the parent with it.
+                Err(CgroupError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                }
+                ended => return ended,
+            }
         }
-        make_dir(&group.path)?;
-        Ok(group)
+        attempt()
     }
 
     /// A group that an earlier supervisor recorded.
@@ -125,8 +138,18 @@ impl InstanceGroup {
         })
     }
 
-    /// Kills what is inside, waits until it has left, and removes the group with its children.
+    /// Kills what is inside, waits until it has left, and removes the group with its children, and
+    /// the folder of all our groups when this was the last one in it.
     pub fn remove(&self) -> Result<(), CgroupError> {
+        self.remove_itself()?;
+        if let Some(parent) = self.path.parent() {
+            // Refused by the kernel while another instance has its group there.
+            let _ = remove_if_empty(parent);
+        }
+        Ok(())
+    }
+
+    fn remove_itself(&self) -> Result<(), CgroupError> {
         if !self.path.exists() {
             return Ok(());
         }
@@ -154,6 +177,19 @@ impl InstanceGroup {
         let path = self.path.join(file);
         fs::write(&path, value).map_err(|e| CgroupError::io("Writing", &path, e))
     }
+}
+
+/// Removes a group that has no children.
+fn remove_if_empty(group: &Path) -> io::Result<()> {
+    if cfg!(test) {
+        let has_child = fs::read_dir(group)?.any(|e| e.is_ok_and(|e| e.path().is_dir()));
+        return if has_child {
+            Ok(())
+        } else {
+            remove_tree(group)
+        };
+    }
+    fs::remove_dir(group)
 }
 
 /// Removes a group's folder, children first. The control files vanish with it.

@@ -11,6 +11,7 @@
 mod api;
 mod core;
 mod keeper;
+mod news;
 mod stop;
 mod watch;
 

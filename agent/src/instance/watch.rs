@@ -4,7 +4,6 @@
 //! or the life is over. A resize runs in a thread of its own, so that one axis never makes the other
 //! one wait, nor the looking.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::RawFd;
 use std::path::Path;
@@ -15,14 +14,13 @@ use std::time::{Duration, Instant};
 
 use concertina_api::event::EventKind;
 use concertina_api::instance::{InstanceState, ThresholdStatus};
-use concertina_api::policy::{Axis, Direction, Metric, Policy};
+use concertina_api::policy::{Axis, Direction, Metric, Policy, Rule};
 use concertina_api::vm::VmDescription;
 
 use super::core::Core;
+use super::news::News;
 use crate::plan::memory::Held as HeldMemory;
-use crate::policy::{
-    Decision, Held, HeldReason, MemoryShort, Observations, PolicyState, Wish, decide,
-};
+use crate::policy::{Decision, MemoryShort, Observations, PolicyState, Size, Wish, decide};
 use crate::poll::{self, Wakeup};
 use crate::resize::{Cause, Order};
 use crate::signals::psi::Trigger;
@@ -32,6 +30,8 @@ use crate::signals::{Present, Sampler};
 const GROW_TIMEOUT: Duration = Duration::from_secs(10);
 /// Deadline of a shrink that a rule asks for: nobody waits for it.
 const SHRINK_TIMEOUT: Duration = Duration::from_secs(60);
+/// A guest without any driver that would say so is taken to be up after this long.
+const BOOT_GRACE: Duration = Duration::from_secs(30);
 /// Shortest time between two looks: an early wake-up does not make a busy loop.
 const LEAST_TICK: Duration = Duration::from_millis(20);
 /// Share of its window that an instance has to wait before the kernel wakes us, in percent.
@@ -97,8 +97,9 @@ struct Watcher {
     triggers: Vec<Trigger>,
     cpus: Option<Running>,
     memory: Option<Running>,
-    thresholds: Vec<ThresholdStatus>,
-    held: BTreeSet<(String, HeldReason)>,
+    news: News,
+    began: Instant,
+    guest_is_up: bool,
     balloon_before: u64,
 }
 
@@ -114,6 +115,7 @@ impl Watcher {
         };
         let mut sampler = sampler_of(Path::new("/proc"), &seen, core.group.path());
         sampler.rebase();
+        core.set_thresholds(resting(&core.policy));
         Some(Self {
             core: Arc::clone(core),
             policy: core.policy.clone(),
@@ -122,8 +124,9 @@ impl Watcher {
             triggers: triggers(&core.policy, core.group.path()),
             cpus: None,
             memory: None,
-            thresholds: Vec::new(),
-            held: BTreeSet::new(),
+            news: News::default(),
+            began: Instant::now(),
+            guest_is_up: false,
             balloon_before: 0,
         })
     }
@@ -176,6 +179,9 @@ impl Watcher {
         if self.core.state() != InstanceState::Running {
             return;
         }
+        if !self.guest_is_up && !self.sees_guest_up() {
+            return;
+        }
         let now_ms = self.core.uptime_ms();
         let size = self.core.resizer.size();
         let present = self.core.resizer.present();
@@ -187,8 +193,23 @@ impl Watcher {
         seen.memory_busy = self.is_busy(Axis::Memory);
         let (state, decision) = decide(&self.policy, &self.state, &seen, &size, now_ms);
         self.state = state;
-        self.report(&decision);
+        self.report(&decision, &size);
         self.act(decision, &seen);
+    }
+
+    /// Whether the guest has come so far that it can be resized. Before that its rules rest: a
+    /// booting kernel is busy and takes no vCPU, and what it does says nothing about its load.
+    fn sees_guest_up(&mut self) -> bool {
+        let Ok(seen) = self.core.vmm.describe() else {
+            return false;
+        };
+        let driver_says_so = seen.balloon.driver_ready || seen.memory.driver_ready;
+        self.guest_is_up = driver_says_so || self.began.elapsed() >= BOOT_GRACE;
+        if self.guest_is_up {
+            self.sampler.rebase();
+        }
+        // The first look is a period later: there is no rate yet.
+        false
     }
 
     fn look_at_guest(&mut self, present: &Present, now_ms: u64, seen: &mut Observations) {
@@ -316,54 +337,12 @@ impl Watcher {
     }
 
     /// Puts what has changed into the events and the status.
-    fn report(&mut self, decision: &Decision) {
-        for (index, status) in decision.thresholds.iter().enumerate() {
-            let before = self
-                .thresholds
-                .get(index)
-                .map(|before| before.state.as_str());
-            if is_news(before, &status.state) {
-                self.core.events.append(EventKind::Threshold {
-                    rule: status.rule.clone(),
-                    state: status.state.clone(),
-                    value: status.last_value,
-                });
-            }
+    fn report(&mut self, decision: &Decision, size: &Size) {
+        for event in self.news.of(decision, size, &self.policy.bounds) {
+            self.core.events.append(event);
         }
-        self.thresholds.clone_from(&decision.thresholds);
         self.core.set_thresholds(decision.thresholds.clone());
-        let held: Vec<&Held> = decision
-            .held
-            .iter()
-            .filter(|held| held.why != HeldReason::Busy)
-            .collect();
-        for held in &held {
-            if !self.held.contains(&(held.cause.clone(), held.why)) {
-                self.core.events.append(EventKind::Held {
-                    cause: held.cause.clone(),
-                    why: format!("{}: {}", held.why.as_str(), held.detail),
-                });
-            }
-        }
-        self.held = held
-            .iter()
-            .map(|held| (held.cause.clone(), held.why))
-            .collect();
     }
-}
-
-/// Whether a rule's new state is worth an event: it fires, it is satisfied again, or it became
-/// unknown or known. Breaching for a moment is not.
-fn is_news(before: Option<&str>, now: &str) -> bool {
-    let class = |state: &str| match state {
-        "fired" | "held" => "fired",
-        "unknown" => "unknown",
-        // A rule cools down after it has fired, whether it still breaches or not.
-        "cooldown" => "cooldown",
-        _ => "ok",
-    };
-    let (before, now) = (class(before.unwrap_or("unknown")), class(now));
-    before != now && now != "cooldown" && !(before == "unknown" && now == "ok")
 }
 
 fn order<T>(wish: Wish<T>, put: impl FnOnce(&mut Order, T)) -> (Order, Direction) {
@@ -381,6 +360,16 @@ fn order<T>(wish: Wish<T>, put: impl FnOnce(&mut Order, T)) -> (Order, Direction
     };
     put(&mut order, wish.target);
     (order, direction)
+}
+
+/// How the rules stand before anything was looked at.
+fn resting(policy: &Policy) -> Vec<ThresholdStatus> {
+    let unknown = |rule: &Rule| ThresholdStatus {
+        rule: rule.to_string(),
+        state: "unknown".into(),
+        last_value: None,
+    };
+    policy.rules.iter().map(unknown).collect()
 }
 
 /// The time between two looks: the shortest period of any rule.
