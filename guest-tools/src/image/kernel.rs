@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::command;
+use super::elf;
 use super::error::ImageError;
 use super::initramfs::find_release_folder;
 use super::modules::ModuleTree;
@@ -19,6 +20,11 @@ const METAPACKAGES: [&str; 2] = ["linux-image-6.12-cloud-amd64", "linux-image-cl
 const IMAGE_PACKAGE: &str = "linux-image-";
 const CLOUD_PACKAGE: &str = "-cloud-amd64";
 const IMAGE_FILE: &str = "vmlinuz-";
+/// Where a bzImage's setup header points to its version text, and what that pointer is counted from.
+const VERSION_OFFSET: usize = 0x20e;
+const VERSION_BASE: usize = 0x200;
+/// What precedes the release in a running kernel's log, and in its image.
+const BANNER: &[u8] = b"Linux version ";
 
 /// What is asked of the kernel.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -70,19 +76,34 @@ pub fn default_kernel(
     fetch(&kernels, &package)
 }
 
-/// The modules that belong to a bzImage: those of its release on this host, or beside it in an
-/// unpacked package. `None` when there are none, or it is no bzImage.
+/// The modules that belong to a kernel image (bzImage or vmlinux): those of its release on this host,
+/// or beside it in an unpacked package. `None` when there are none, or it is no kernel.
 pub fn modules_of(image: &Path) -> Option<PathBuf> {
     let release = release_of(&fs::read(image).ok()?)?;
-    let package = image.canonicalize().ok()?.parent()?.parent()?.to_owned();
-    module_folder(&package, &release).or_else(|| module_folder(Path::new("/"), &release))
+    let beside = image.canonicalize().ok()?;
+    let package = beside.parent().and_then(Path::parent);
+    package
+        .and_then(|package| module_folder(package, &release))
+        .or_else(|| module_folder(Path::new("/"), &release))
 }
 
-/// The release that a bzImage's setup header names.
+/// The release of a kernel: a bzImage names it in its setup header, a vmlinux in its banner.
 fn release_of(image: &[u8]) -> Option<String> {
-    super::vmlinux::payload(image).ok()?;
-    let offset = u16::from_le_bytes(*image.get(0x20e..)?.first_chunk()?);
-    let text = image.get(usize::from(offset).checked_add(0x200)?..)?;
+    let text = if image.starts_with(elf::MAGIC) {
+        // The banner, and not the format string that looks like one.
+        let is_banner = |window: &[u8]| {
+            window
+                .strip_prefix(BANNER)
+                .and_then(|rest| rest.first())
+                .is_some_and(u8::is_ascii_digit)
+        };
+        let start = image.windows(BANNER.len() + 1).position(is_banner)?;
+        image.get(start.checked_add(BANNER.len())?..)?
+    } else {
+        super::vmlinux::payload(image).ok()?;
+        let offset = u16::from_le_bytes(*image.get(VERSION_OFFSET..)?.first_chunk()?);
+        image.get(usize::from(offset).checked_add(VERSION_BASE)?..)?
+    };
     let end = text.iter().position(|byte| matches!(byte, b' ' | 0))?;
     let release = std::str::from_utf8(text.get(..end)?).ok()?;
     (!release.is_empty() && !release.contains('/')).then(|| release.to_owned())
@@ -353,6 +374,20 @@ mod tests {
         let found = cached_kernel(cache.path(), &KernelOptions::default()).unwrap();
         assert_eq!(found.release, "6.1.0-cloud-amd64");
         assert!(found.image.is_file() && found.modules.is_dir());
+    }
+
+    #[test]
+    fn a_vmlinux_names_its_release_in_its_banner() {
+        let vmlinux = b"\x7fELF\0\0Linux version %s\0Linux version 6.1.0-9-amd64 (builder)\n";
+        assert_eq!(release_of(vmlinux).as_deref(), Some("6.1.0-9-amd64"));
+        for image in [
+            &b"\x7fELF"[..],
+            b"\x7fELF Linux version ",
+            b"Linux version 6.1 ",
+            b"",
+        ] {
+            assert_eq!(release_of(image), None);
+        }
     }
 
     #[test]
