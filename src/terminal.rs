@@ -61,6 +61,17 @@ impl Drop for RawMode {
     }
 }
 
+/// Drops what was typed and not read, where standard input is a terminal. Among it may be the
+/// terminal's own answers to questions in a guest's output, such as where its cursor is; the person's
+/// shell would take them for typed text.
+pub fn discard_typed() {
+    if io::stdin().is_terminal() {
+        // SAFETY: tcflush(3) takes two integers and touches no memory of ours. What it cannot drop
+        // stays, as without it.
+        unsafe { libc::tcflush(libc::STDIN_FILENO, libc::TCIFLUSH) };
+    }
+}
+
 /// Goes back to the settings from before, when they were changed. Async-signal-safe.
 fn restore() {
     if IS_RAW.swap(false, Ordering::SeqCst)

@@ -48,7 +48,8 @@ guest. Ctrl-C (or SIGTERM, SIGHUP) asks the guest to power off, a second one end
 --detach: returns as soon as the guest runs, and prints the name.
 
 Exit status: 0 when the guest powered off or was stopped, 1 when the launch failed, 2 when an
-option is wrong, 65 after a triple fault, 66 after a KVM error.";
+option is wrong, 65 after a triple fault, 66 after a KVM error, 67 when the guest resets itself
+again and again right after its start, 128 + N when signal N killed the VM's process.";
 
 /// Arguments of `run`.
 #[derive(Debug, clap::Args)]
@@ -209,6 +210,27 @@ mod tests {
             assert_eq!(failure::status(&error), failure::USAGE);
             let text = failure::sentence(error.as_ref());
             assert!(text.contains(named), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_rules_of_the_help_are_rules() {
+        let rules: Vec<&str> = EXAMPLES
+            .lines()
+            .skip_while(|line| !line.starts_with("Rules"))
+            .skip(1)
+            .take_while(|line| line.starts_with("  "))
+            .flat_map(|line| line.trim().split("   "))
+            .map(str::trim)
+            .filter(|rule| !rule.is_empty())
+            .collect();
+        assert!(rules.len() >= 6, "{rules:?}");
+        let bounds = ["--cpus", "0.5..4", "--memory", "256M..4G"];
+        for rule in rules {
+            let words: Vec<&str> = bounds.iter().copied().chain(["--scale", rule]).collect();
+            if let Err(error) = read_policy(&args(&words)) {
+                panic!("{rule}: {error}");
+            }
         }
     }
 

@@ -4,13 +4,13 @@ use std::io::IsTerminal;
 use std::time::Duration;
 
 use concertina_agent::client;
-use concertina_agent::state_dir::{InstanceEntry, StateDir};
+use concertina_agent::state_dir::{Ending, InstanceEntry, StateDir};
 use concertina_api::instance::{
-    CpuStatus, InstanceSize, InstanceState, InstanceStatus, MemoryStatus,
+    CpuStatus, InstanceSize, InstanceState, InstanceStatus, MemoryStatus, ThresholdStatus,
 };
 use concertina_api::vm::ResizeReport;
 use concertina_api::{Bytes, Cpus, Quota};
-use serde_json::json;
+use serde::Serialize;
 
 use crate::{output, state};
 
@@ -84,7 +84,7 @@ pub fn run(args: &Args, state: &StateDir) -> anyhow::Result<i32> {
 
 fn print_ended(args: &Args, entry: &InstanceEntry) -> anyhow::Result<i32> {
     if args.json {
-        let value = ended_json(entry);
+        let value = EndedStatus::of(entry);
         if args.watch {
             output::json_line(&value)?
         } else {
@@ -108,19 +108,35 @@ fn print_ended(args: &Args, entry: &InstanceEntry) -> anyhow::Result<i32> {
 }
 
 /// An instance that ended, in the shape of a status whose values are unknown.
-fn ended_json(entry: &InstanceEntry) -> serde_json::Value {
-    json!({
-        "name": entry.name,
-        "state": entry.state,
-        "uptime_ms": null,
-        "agent_pid": entry.agent_pid,
-        "vmm_pid": null,
-        "cpus": null,
-        "memory": null,
-        "last_resize": null,
-        "thresholds": [],
-        "ending": entry.ending,
-    })
+#[derive(Serialize)]
+struct EndedStatus<'a> {
+    name: &'a str,
+    state: InstanceState,
+    uptime_ms: Option<u64>,
+    agent_pid: i32,
+    vmm_pid: Option<i32>,
+    cpus: Option<CpuStatus>,
+    memory: Option<MemoryStatus>,
+    last_resize: Option<ResizeReport<InstanceSize>>,
+    thresholds: [ThresholdStatus; 0],
+    ending: Option<&'a Ending>,
+}
+
+impl<'a> EndedStatus<'a> {
+    fn of(entry: &'a InstanceEntry) -> Self {
+        Self {
+            name: &entry.name,
+            state: entry.state,
+            uptime_ms: None,
+            agent_pid: entry.agent_pid,
+            vmm_pid: None,
+            cpus: None,
+            memory: None,
+            last_resize: None,
+            thresholds: [],
+            ending: entry.ending.as_ref(),
+        }
+    }
 }
 
 /// The word of a state, as in JSON.
@@ -258,8 +274,8 @@ pub fn describe_resize(report: &ResizeReport<InstanceSize>) -> String {
 pub mod tests {
     use std::collections::BTreeMap;
 
-    use concertina_api::instance::ThresholdStatus;
     use concertina_api::vm::Outcome;
+    use serde_json::json;
 
     use super::*;
 

@@ -191,7 +191,8 @@ fn judge_kernel(own: Option<PathBuf>, missing_tools: Vec<&str>) -> Check {
                 "no kernel of this host is readable, and no {}",
                 missing.join(", ")
             ),
-            "sudo apt-get install apt dpkg, or give run your own --kernel and --initrd",
+            "give run your own --kernel and --initrd, or use a Debian host, whose apt-get and dpkg \
+             fetch one",
         ),
     }
 }

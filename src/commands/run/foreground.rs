@@ -14,7 +14,7 @@ use crate::follow::Follower;
 use crate::output;
 use crate::pump::{self, End, Input};
 use crate::signals::Signals;
-use crate::terminal::RawMode;
+use crate::terminal::{self, RawMode};
 
 /// How often the output's end is looked for where nothing wakes us: the instance ends silently.
 const END_CHECK: Duration = Duration::from_millis(100);
@@ -35,6 +35,7 @@ pub fn run(spec: LaunchSpec, with_console: bool) -> anyhow::Result<i32> {
     {
         eprintln!("concertina: {}", crate::failure::sentence(error.as_ref()));
     }
+    terminal::discard_typed();
     if ending.status != 0 {
         eprintln!("concertina: {}", ending.reason);
     }
