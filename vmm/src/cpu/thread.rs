@@ -278,6 +278,9 @@ impl Runner {
 
         while self.shared.wait_for_run() {
             if let Err(exit) = self.enter() {
+                if exit == Exit::TripleFault {
+                    eprintln!("{}", self.registers());
+                }
                 self.context.exit.notify(exit);
                 // The event loop ends the VM; nothing more to run here.
                 self.shared.wish(Wish::Park);
@@ -315,6 +318,27 @@ impl Runner {
                 },
             }
         }
+    }
+
+    /// Where it stands, for the log of a crash.
+    fn registers(&self) -> String {
+        let (Ok(regs), Ok(sregs)) = (self.fd.get_regs(), self.fd.get_sregs()) else {
+            return format!("Registers of vCPU {} cannot be read", self.shared.id);
+        };
+        format!(
+            "vCPU {} stands at rip {:#x} (cs {:#x}, base {:#x}), rsp {:#x}, cr0 {:#x}, cr2 {:#x}, \
+             cr3 {:#x}, cr4 {:#x}, efer {:#x}",
+            self.shared.id,
+            regs.rip,
+            sregs.cs.selector,
+            sregs.cs.base,
+            regs.rsp,
+            sregs.cr0,
+            sregs.cr2,
+            sregs.cr3,
+            sregs.cr4,
+            sregs.efer
+        )
     }
 
     fn before_run(&mut self) -> Result<(), String> {
