@@ -90,8 +90,12 @@ impl News {
                 }
                 Class::Unknown
             }
-            // A rule cools down after it has fired, whether it still breaches or not.
-            "cooldown" => return None,
+            // A rule cools down after it has fired, whether it still breaches or not; and one that
+            // breaches again has not been satisfied, nor has it fired again.
+            "cooldown" | "breaching" => {
+                said.unknown_looks = 0;
+                return None;
+            }
             _ => Class::Satisfied,
         };
         if class != Class::Unknown {

@@ -23,6 +23,7 @@ use crate::plan::memory::Held as HeldMemory;
 use crate::policy::{Decision, MemoryShort, Observations, PolicyState, Size, Wish, decide};
 use crate::poll::{self, Wakeup};
 use crate::resize::{Cause, Order};
+use crate::signals::kvm::{DEBUGFS_KVM, KvmStatistics};
 use crate::signals::psi::Trigger;
 use crate::signals::{Present, Sampler};
 
@@ -385,7 +386,8 @@ fn sampler_of(proc: &Path, seen: &VmDescription, group: &Path) -> Sampler {
     let mut threads = seen.vcpus.threads.clone();
     threads.sort_by_key(|thread| thread.vcpu);
     let tids: Vec<i32> = threads.iter().map(|thread| thread.tid).collect();
-    Sampler::new(proc, seen.pid, &tids, group)
+    let kvm = KvmStatistics::find(Path::new(DEBUGFS_KVM), seen.pid);
+    Sampler::new(proc, seen.pid, &tids, group).with_kvm(kvm)
 }
 
 /// Pressure triggers for the metrics that rules look at. Where the kernel takes none, the periodic

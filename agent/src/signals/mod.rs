@@ -3,10 +3,11 @@
 //! zero.
 //!
 //! Read here: run time and run delay of the vCPU threads ([`procfs`]), throttling and pressure of
-//! the cgroup ([`psi`]), statistics of the guest's balloon driver. KVM's own statistics belong to
-//! whoever holds the VM's descriptors, the vmm.
+//! the cgroup ([`psi`]), KVM's own statistics where the host shows them ([`kvm`]), statistics of the
+//! guest's balloon driver.
 
 pub mod counters;
+pub mod kvm;
 pub mod procfs;
 pub mod psi;
 pub mod sampler;

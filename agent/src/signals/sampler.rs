@@ -12,6 +12,7 @@ use concertina_api::policy::Metric;
 use concertina_api::vm::BalloonStatistics;
 
 use super::counters::{CounterFile, Total};
+use super::kvm::KvmStatistics;
 use super::procfs::parse_schedstat;
 use super::psi::parse_some_total;
 use crate::cgroup::flat_value;
@@ -51,6 +52,7 @@ pub struct Sampler {
     threads: Vec<VcpuThread>,
     cpu_stat: CounterFile,
     throttled_us: Total,
+    kvm: Option<KvmStatistics>,
     pressures: Vec<(Metric, CounterFile, Total)>,
     oom_kills: Total,
     alloc_stalls: Total,
@@ -73,6 +75,7 @@ impl Sampler {
                 .collect(),
             cpu_stat: CounterFile::new(&group.join("vcpu/cpu.stat")),
             throttled_us: Total::default(),
+            kvm: None,
             pressures: PRESSURES
                 .into_iter()
                 .map(|(metric, name)| {
@@ -90,12 +93,19 @@ impl Sampler {
         }
     }
 
+    /// Takes KVM's own statistics into account.
+    pub fn with_kvm(mut self, kvm: Option<KvmStatistics>) -> Self {
+        self.kvm = kvm;
+        self
+    }
+
     /// Takes new baselines without a look: the size has changed. Every thread is read, so that one
     /// that comes online later has a baseline too.
     pub fn rebase(&mut self) {
         let all = u32::try_from(self.threads.len()).unwrap_or(u32::MAX);
         self.advance_threads(all);
         self.advance_throttled();
+        self.advance_polled();
         self.advance_pressures(Duration::ZERO, 0, &mut BTreeMap::new());
         self.looked = Some(Instant::now());
     }
@@ -110,6 +120,7 @@ impl Sampler {
         self.looked = Some(now);
         let times = self.advance_threads(present.vcpus);
         let throttled_us = self.advance_throttled();
+        let polled_ns = self.advance_polled();
         let Some(passed) = passed.filter(|passed| !passed.is_zero()) else {
             self.advance_pressures(Duration::ZERO, now_ms, &mut BTreeMap::new());
             return seen;
@@ -126,7 +137,8 @@ impl Sampler {
         };
         if let Some((run_ns, wait_ns)) = times {
             let capacity_ns = passed_ns * present.cpus.as_f64();
-            put(Metric::Cpu, percent(run_ns as f64, capacity_ns));
+            let busy_ns = run_ns.saturating_sub(polled_ns.unwrap_or(0));
+            put(Metric::Cpu, percent(busy_ns as f64, capacity_ns));
             // A throttled thread waits too, but by our own quota and not for want of the host. In a
             // VM without the group nothing is throttled.
             let own_us = throttled_us.unwrap_or(0);
@@ -193,6 +205,10 @@ impl Sampler {
         sum.filter(|_| online > 0 && online <= self.threads.len())
     }
 
+    fn advance_polled(&mut self) -> Option<u64> {
+        self.kvm.as_mut()?.advance_polled(&mut self.buffer)
+    }
+
     fn advance_throttled(&mut self) -> Option<u64> {
         let text = self.cpu_stat.read(&mut self.buffer);
         let throttled = text.and_then(|text| flat_value(text, "throttled_usec"));
@@ -221,10 +237,11 @@ impl Sampler {
     }
 }
 
-/// A share in percent; not a number where there is nothing to share, which reads as unknown.
+/// A share in percent, at most all of it: the counters are read one after the other, and a quota may
+/// be overrun for a moment and made up for in the next. Not a number where there is nothing to share, which reads as unknown.
 fn percent(part: f64, whole: f64) -> f64 {
     if whole > 0.0 {
-        part / whole * 100.0
+        (part / whole * 100.0).min(100.0)
     } else {
         f64::NAN
     }
