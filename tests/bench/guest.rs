@@ -76,7 +76,10 @@ impl Guest {
             output,
             questions: 0,
         };
-        while guest.answer("true", Duration::from_secs(3)).is_none() {
+        // What is typed before the shell reads is lost.
+        while guest.find("# ", Duration::from_secs(3)).is_none()
+            || guest.answer("true", Duration::from_secs(3)).is_none()
+        {
             if started.elapsed() > BOOT_LIMIT {
                 let text = guest
                     .output

@@ -64,8 +64,10 @@ impl Guest {
             questions: 0,
         };
         let started = Instant::now();
-        // What is typed before the shell reads may be lost.
-        while guest.answer("true", Duration::from_secs(3)).is_none() {
+        // What is typed before the shell reads is lost.
+        while !guest.text().contains("# ") || guest.answer("true", Duration::from_secs(3)).is_none()
+        {
+            thread::sleep(Duration::from_millis(50));
             if started.elapsed() > BOOT_LIMIT {
                 bail!(
                     "The guest's shell does not answer; its console says:\n{}",

@@ -31,8 +31,12 @@ fn inflating_takes_memory_from_the_guest_and_deflating_gives_it_back() {
         let free = shell.meminfo("MemAvailable");
         balloon_to(&instance, 200);
         let pressed = shell.meminfo("MemAvailable");
-        assert!(free - pressed > 180 * MIB, "{free} then {pressed}");
-        assert_eq!(instance.vm().balloon.actual, Bytes::mib(200));
+        let balloon = instance.vm().balloon;
+        assert_eq!(balloon.actual, Bytes::mib(200), "{balloon:?}");
+        assert!(
+            free - pressed > 180 * MIB,
+            "{free} then {pressed}, {balloon:?}"
+        );
         balloon_to(&instance, 0);
         let back = shell.meminfo("MemAvailable");
         assert!(back + 20 * MIB > free, "{free} then {back}");

@@ -30,6 +30,25 @@ impl Shell {
     /// Connects, and waits until the shell answers.
     #[track_caller]
     pub fn connect(state_dir: &Path, name: &str) -> Self {
+        let started = Instant::now();
+        let mut shell = Self::attach(state_dir, name);
+        loop {
+            // A guest that restarts has no console for a moment, so it is asked for again.
+            if shell.answers() {
+                return shell;
+            }
+            assert!(
+                started.elapsed() < BOOT_LIMIT,
+                "The guest's shell does not answer; the console says:\n{}",
+                shell.tail()
+            );
+            if !matches!(shell.child.try_wait(), Ok(None)) {
+                shell = Self::attach(state_dir, name);
+            }
+        }
+    }
+
+    fn attach(state_dir: &Path, name: &str) -> Self {
         let mut child = Command::new("concertina")
             .arg("console")
             .arg(name)
@@ -37,7 +56,7 @@ impl Shell {
             .arg(state_dir)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
+            .stderr(Stdio::null())
             .spawn()
             .expect("'concertina console' can be started");
         let input = child.stdin.take().expect("its input is a pipe");
@@ -55,33 +74,23 @@ impl Shell {
                 filled.grew.notify_all();
             }
         });
-        let mut shell = Self {
+        Self {
             child,
             input,
             output,
             serial: 0,
-        };
-        shell.wait_until_it_answers();
-        shell
+        }
     }
 
-    /// A line that is typed before the shell reads may be lost, so it is typed again.
-    #[track_caller]
-    fn wait_until_it_answers(&mut self) {
-        let started = Instant::now();
-        loop {
-            self.serial += 1;
-            let hello = format!("@H{}-{}", std::process::id(), self.serial);
-            self.type_line(&format!("echo @''{}", &hello[1..]));
-            if self.sees(&hello, 0, Duration::from_secs(3)).is_some() {
-                return;
-            }
-            assert!(
-                started.elapsed() < BOOT_LIMIT,
-                "The guest's shell does not answer; the console says:\n{}",
-                self.tail()
-            );
+    /// Types once there is a prompt: what is typed before the shell reads is lost.
+    fn answers(&mut self) -> bool {
+        if self.sees("# ", 0, Duration::from_secs(3)).is_none() {
+            return false;
         }
+        self.serial += 1;
+        let hello = format!("@H{}-{}", self.child.id(), self.serial);
+        self.type_line(&format!("echo @''{}", &hello[1..]));
+        self.sees(&hello, 0, Duration::from_secs(3)).is_some()
     }
 
     /// Runs a command in the guest and gives what it printed, trimmed; fails when it fails.
