@@ -42,9 +42,19 @@ const DEFAULTS: &[&str] = &[
     "cryptomgr.notests",
 ];
 
-/// The whole command line: ours, then the customer's.
-pub fn command_line(append: Option<&str>) -> Result<String, LaunchError> {
+/// For a guest that starts with one vCPU and may get more: Linux otherwise patches its locks out at
+/// boot, and has to patch all of them in again before the second vCPU runs, which makes its first
+/// hot-add ten times as long.
+const KEEP_LOCKS: &str = "noreplace-smp";
+
+/// The whole command line: ours, then the customer's. `grows_vcpus`: the guest may get more vCPUs
+/// than the one that it starts with.
+pub fn command_line(append: Option<&str>, grows_vcpus: bool) -> Result<String, LaunchError> {
     let mut line = DEFAULTS.join(" ");
+    if grows_vcpus {
+        line.push(' ');
+        line.push_str(KEEP_LOCKS);
+    }
     if let Some(extra) = append.map(str::trim).filter(|extra| !extra.is_empty()) {
         if let Some(bad) = extra.chars().find(|c| c.is_control()) {
             return Err(LaunchError::Request(format!(
@@ -71,25 +81,35 @@ mod tests {
 
     #[test]
     fn what_is_appended_comes_last_so_that_it_wins() {
-        let line = command_line(Some(" loglevel=7 ")).unwrap();
+        let line = command_line(Some(" loglevel=7 "), false).unwrap();
         assert!(
             line.starts_with("console=ttyS0 ") && line.ends_with(" loglevel=7"),
             "{line}"
         );
         assert_eq!(
-            command_line(None).unwrap(),
-            command_line(Some("  ")).unwrap()
+            command_line(None, false).unwrap(),
+            command_line(Some("  "), false).unwrap()
         );
     }
 
     #[test]
     fn what_linux_would_cut_or_misread_is_refused() {
         assert!(
-            command_line(Some(&"x".repeat(CMDLINE_MAX_BYTES)))
+            command_line(Some(&"x".repeat(CMDLINE_MAX_BYTES)), false)
                 .unwrap_err()
                 .is_usage()
         );
-        assert!(command_line(Some("a\nb")).unwrap_err().is_usage());
-        assert!(command_line(Some("a\0b")).unwrap_err().is_usage());
+        assert!(command_line(Some("a\nb"), false).unwrap_err().is_usage());
+        assert!(command_line(Some("a\0b"), false).unwrap_err().is_usage());
+    }
+
+    #[test]
+    fn only_a_guest_that_may_get_a_second_vcpu_keeps_its_locks() {
+        assert!(
+            command_line(None, true)
+                .unwrap()
+                .ends_with(" noreplace-smp")
+        );
+        assert!(!command_line(None, false).unwrap().contains("noreplace-smp"));
     }
 }

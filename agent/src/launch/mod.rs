@@ -103,13 +103,15 @@ fn clean_up_after_predecessor(paths: &InstancePaths) -> Result<(), LaunchError> 
 fn vm_spec(spec: &LaunchSpec, paths: &InstancePaths) -> Result<VmSpec, LaunchError> {
     let bounds = spec.policy.bounds;
     let first = cpu::rung(bounds.cpus.min);
+    let max_vcpus = bounds.cpus.max.vcpus();
+    let grows_vcpus = first.vcpus == 1 && max_vcpus > 1;
     Ok(VmSpec {
         name: spec.name.clone(),
         kernel: spec.kernel.clone(),
         initrd: spec.initrd.clone(),
-        cmdline: command_line(spec.append.as_deref())?,
+        cmdline: command_line(spec.append.as_deref(), grows_vcpus)?,
         boot_vcpus: first.vcpus,
-        max_vcpus: bounds.cpus.max.vcpus(),
+        max_vcpus,
         quota: first.quota,
         boot_memory: bounds.memory.min,
         max_memory: bounds.memory.max,
