@@ -57,9 +57,10 @@ const OST_EVENT_EJECTION: u32 = 0x103;
 /// `_OST` status codes of an ejection that is only under way.
 const OST_EJECT_IN_PROGRESS: u32 = 0x84;
 
-/// How often a vCPU that was announced is asked whether the guest has started it. SIPI is handled in
-/// the kernel without telling us.
-const START_POLL: Duration = Duration::from_millis(4);
+/// How soon a vCPU that the guest is just starting is looked at, and the longest pause when it takes
+/// its time: KVM tells us of INIT, but handles the SIPI behind it by itself.
+const START_POLL: Duration = Duration::from_millis(1);
+const START_POLL_MAX: Duration = Duration::from_millis(50);
 
 struct Slot {
     vcpu: Arc<Vcpu>,
@@ -195,6 +196,7 @@ impl CpuHotplug {
         mut done: impl FnMut(&Progress) -> bool,
     ) -> (Progress, bool) {
         let mut table = self.lock();
+        let mut poll = START_POLL;
         loop {
             table.note_started();
             let progress = table.progress();
@@ -205,15 +207,20 @@ impl CpuHotplug {
             if now >= deadline {
                 return (progress, true);
             }
-            let kick: Vec<_> = table.waiting_for_start().collect();
-            if !kick.is_empty() {
-                drop(table);
-                kick.iter().for_each(|vcpu| vcpu.kick());
-                table = self.lock();
+            let starting: Vec<_> = table.starting().collect();
+            let mut pause = deadline - now;
+            if !starting.is_empty() {
+                pause = pause.min(poll);
+                poll = (poll * 2).min(START_POLL_MAX);
             }
-            let pause = (deadline - now).min(START_POLL);
             let waited = self.changed.wait_timeout(table, pause);
-            table = waited.unwrap_or_else(PoisonError::into_inner).0;
+            let (guard, result) = waited.unwrap_or_else(PoisonError::into_inner);
+            table = guard;
+            if result.timed_out() {
+                starting.iter().for_each(|vcpu| vcpu.kick());
+            } else {
+                poll = START_POLL;
+            }
         }
     }
 }
@@ -238,8 +245,8 @@ impl Table {
         }
     }
 
-    fn waiting_for_start(&self) -> impl Iterator<Item = Arc<Vcpu>> + '_ {
-        let waiting = |s: &&Slot| s.state == VcpuState::Present && !s.vcpu.is_started();
+    fn starting(&self) -> impl Iterator<Item = Arc<Vcpu>> + '_ {
+        let waiting = |s: &&Slot| s.state == VcpuState::Present && s.vcpu.is_starting();
         self.slots.iter().filter(waiting).map(|s| s.vcpu.clone())
     }
 
@@ -417,3 +424,7 @@ impl BusDevice for CpuHotplug {
         self.changed.notify_all();
     }
 }
+
+#[cfg(test)]
+#[path = "hotplug_tests.rs"]
+mod tests;

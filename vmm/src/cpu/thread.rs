@@ -18,7 +18,9 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use kvm_bindings::{KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED, kvm_mp_state};
+use kvm_bindings::{
+    KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED, kvm_mp_state,
+};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
@@ -56,6 +58,8 @@ pub struct Vcpu {
     tid: AtomicI32,
     pthread: AtomicU64,
     started: AtomicBool,
+    /// INIT was received, SIPI not seen yet.
+    initialised: AtomicBool,
     control: Mutex<Control>,
     changed: Condvar,
 }
@@ -92,6 +96,39 @@ pub fn install_kick_handler() -> Result<(), VmmError> {
 }
 
 impl Vcpu {
+    fn new(id: u32, doing: Doing) -> Self {
+        Self {
+            id,
+            tid: AtomicI32::new(0),
+            pthread: AtomicU64::new(0),
+            started: AtomicBool::new(false),
+            initialised: AtomicBool::new(false),
+            control: Mutex::new(Control {
+                wish: Wish::Park,
+                doing,
+            }),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// Without a thread, for tests of what drives it.
+    #[cfg(test)]
+    pub(crate) fn without_thread(id: u32) -> Arc<Self> {
+        Arc::new(Self::new(id, Doing::Parked))
+    }
+
+    /// Stands for a guest that has sent SIPI.
+    #[cfg(test)]
+    pub(crate) fn set_started(&self, started: bool) {
+        self.started.store(started, Ordering::Release);
+    }
+
+    /// Whether it was wished to run.
+    #[cfg(test)]
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.lock().wish == Wish::Run
+    }
+
     fn lock(&self) -> MutexGuard<'_, Control> {
         // Held for a few instructions each time, never while waiting for anything else.
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
@@ -108,6 +145,11 @@ impl Vcpu {
     /// Whether the guest has started it (SIPI received, or vCPU 0) since it was last unparked.
     pub fn is_started(&self) -> bool {
         self.started.load(Ordering::Acquire)
+    }
+    /// Whether the guest is just starting it: INIT was received, and SIPI, which KVM handles without
+    /// telling, must be near. [`Vcpu::kick`] has it looked for.
+    pub fn is_starting(&self) -> bool {
+        self.initialised.load(Ordering::Acquire) && !self.is_started()
     }
     /// Whether its thread sleeps outside KVM, not part of the machine.
     pub fn is_parked(&self) -> bool {
@@ -220,17 +262,7 @@ impl VcpuHandle {
     /// # Errors
     /// No more threads to be had.
     pub fn spawn(id: u32, fd: VcpuFd, context: VcpuContext) -> Result<Self, VmmError> {
-        let vcpu = Arc::new(Vcpu {
-            id,
-            tid: AtomicI32::new(0),
-            pthread: AtomicU64::new(0),
-            started: AtomicBool::new(false),
-            control: Mutex::new(Control {
-                wish: Wish::Park,
-                doing: Doing::Running,
-            }),
-            changed: Condvar::new(),
-        });
+        let vcpu = Arc::new(Vcpu::new(id, Doing::Running));
         let shared = vcpu.clone();
         let thread = std::thread::Builder::new()
             .name(format!("vcpu{id}"))
@@ -362,6 +394,7 @@ impl Runner {
     fn after_run(&mut self) -> Result<(), Exit> {
         if self.shared.lock().wish == Wish::Park {
             self.shared.started.store(false, Ordering::Release);
+            self.shared.initialised.store(false, Ordering::Release);
         }
         Ok(())
     }
@@ -372,10 +405,14 @@ impl Runner {
         }
         let state = self.fd.get_mp_state();
         let state = state.map_err(|e| Exit::Kvm(format!("KVM_GET_MP_STATE failed: {e}")))?;
-        if state.mp_state == KVM_MP_STATE_RUNNABLE {
-            self.shared.started.store(true, Ordering::Release);
-            (self.context.on_change)();
+        match state.mp_state {
+            KVM_MP_STATE_RUNNABLE => self.shared.started.store(true, Ordering::Release),
+            KVM_MP_STATE_INIT_RECEIVED if !self.shared.is_starting() => {
+                self.shared.initialised.store(true, Ordering::Release);
+            }
+            _ => return Ok(()),
         }
+        (self.context.on_change)();
         Ok(())
     }
 }
