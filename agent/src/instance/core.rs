@@ -4,6 +4,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,7 @@ use crate::events::{EventLog, wall_clock};
 use crate::launch::{LaunchError, LaunchSpec};
 use crate::poll::Wakeup;
 use crate::resize::Resizer;
+use crate::resize::capacity::HostMemory;
 use crate::sentence;
 use crate::state_dir::{Ending, InstancePaths, InstanceRecord, ProcessId, StateError, write_json};
 use crate::vmm::VmmClient;
@@ -89,6 +91,7 @@ impl Core {
             vmm.clone(),
             group.clone(),
             Arc::clone(&events),
+            Box::new(HostMemory::new(Path::new("/proc/meminfo"))),
         );
         let core = Self {
             name: spec.name,

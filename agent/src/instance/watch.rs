@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use concertina_api::event::EventKind;
 use concertina_api::instance::{InstanceState, ThresholdStatus};
 use concertina_api::policy::{Axis, Direction, Metric, Policy, Rule};
-use concertina_api::vm::VmDescription;
+use concertina_api::vm::{RunState, VmDescription};
 
 use super::core::Core;
 use super::news::News;
@@ -101,6 +101,7 @@ struct Watcher {
     news: News,
     began: Instant,
     guest_is_up: bool,
+    is_braked: bool,
     balloon_before: u64,
 }
 
@@ -128,6 +129,7 @@ impl Watcher {
             news: News::default(),
             began: Instant::now(),
             guest_is_up: false,
+            is_braked: false,
             balloon_before: 0,
         })
     }
@@ -187,6 +189,11 @@ impl Watcher {
         let size = self.core.resizer.size();
         let present = self.core.resizer.present();
         let mut seen = self.sampler.look(&present, now_ms);
+        if is_still(&seen) && self.is_paused() {
+            // A guest that is held has no load that one could know.
+            return;
+        }
+        self.look_at_ceiling();
         if self.policy.bounds.memory.min != self.policy.bounds.memory.max {
             self.look_at_guest(&present, now_ms, &mut seen);
         }
@@ -211,6 +218,27 @@ impl Watcher {
         }
         // The first look is a period later: there is no rate yet.
         false
+    }
+
+    /// Says when the kernel begins to slow the vmm down for taking more memory than was promised.
+    fn look_at_ceiling(&mut self) {
+        let braked = self.sampler.look_at_ceiling().unwrap_or(0);
+        let began = braked > 0 && !self.is_braked;
+        self.is_braked = braked > 0;
+        if began {
+            self.core.events.append(EventKind::Held {
+                cause: "memory ceiling".into(),
+                why: format!(
+                    "braked: more memory is taken than was promised, and the cgroup's limits were \
+                     met {braked} times since the last look"
+                ),
+            });
+        }
+    }
+
+    fn is_paused(&self) -> bool {
+        let seen = self.core.vmm.describe();
+        seen.is_ok_and(|seen| seen.state == RunState::Paused)
     }
 
     fn look_at_guest(&mut self, present: &Present, now_ms: u64, seen: &mut Observations) {
@@ -344,6 +372,12 @@ impl Watcher {
         }
         self.core.set_thresholds(decision.thresholds.clone());
     }
+}
+
+/// Not a nanosecond of vCPU time since the look before: idle guests have some.
+fn is_still(seen: &Observations) -> bool {
+    let cpu = seen.samples.get(&Metric::Cpu);
+    cpu.is_some_and(|sample| sample.value == 0.0)
 }
 
 fn order<T>(wish: Wish<T>, put: impl FnOnce(&mut Order, T)) -> (Order, Direction) {

@@ -1,12 +1,13 @@
 //! Carries out a change of size, whoever wants it: act, read back, commit.
 //!
 //! ```text
-//! order ─► bounds ─► act (cpu axis ∥ memory axis) ─► read back ─► event, commit
+//! order ─► bounds, capacity ─► act (cpu axis ∥ memory axis) ─► read back ─► event, commit
 //! ```
 //! Each axis is changed by one at a time; the two axes do not wait for each other. An order by hand
 //! or for growth makes a shrink that is under way stop at its next step. Success means that the
 //! device, the guest and the host agree; the report says what was reached, never what was sent.
 
+pub mod capacity;
 pub mod cpu;
 pub mod guest;
 pub mod memory;
@@ -26,6 +27,7 @@ use concertina_api::policy::{Axis, PolicyBounds};
 use concertina_api::vm::{Outcome, ResizeReport, VmDescription};
 use concertina_api::{Bounds, Bytes, Cpus};
 
+use self::capacity::Capacity;
 use self::cpu::CpuAxis;
 use self::memory::{MemoryAxis, Pace};
 use self::report::{AxisReport, Timeline, combine};
@@ -103,6 +105,7 @@ pub struct Resizer {
     /// How long a smaller size holds before a rule's vCPUs are removed.
     hold: Duration,
     events: Arc<EventLog>,
+    capacity: Box<dyn Capacity>,
     cpu: Mutex<CpuAxis>,
     memory: Mutex<MemoryAxis>,
     /// Orders that want the memory axis more than a shrink does.
@@ -127,6 +130,7 @@ impl Resizer {
         vmm: VmmClient,
         group: InstanceGroup,
         events: Arc<EventLog>,
+        capacity: Box<dyn Capacity>,
     ) -> Self {
         let first = Size {
             cpus: bounds.cpus.min,
@@ -136,6 +140,7 @@ impl Resizer {
             bounds,
             hold,
             events,
+            capacity,
             cpu: Mutex::new(CpuAxis::new(vmm.clone(), first.cpus)),
             memory: Mutex::new(MemoryAxis::new(vmm, group, bounds.memory)),
             memory_claims: AtomicU32::new(0),
@@ -345,6 +350,17 @@ impl Resizer {
         let left = order.timeout.saturating_sub(timeline.began().elapsed());
         let deadline = Instant::now() + left;
         let give_way = || self.memory_claims.load(Ordering::SeqCst) > 0;
+        if let Some(growth) = fitted
+            .size
+            .get()
+            .checked_sub(before.get())
+            .filter(|growth| *growth > 0)
+            && let Err(why) = self.capacity.reserve_memory(Bytes(growth))
+        {
+            lock(&self.target).memory = before;
+            self.commit_memory(order, before, target, before);
+            return AxisReport::refused(before, why, timeline);
+        }
         let mut report = memory.go_to(fitted.size, pace, deadline, &give_way, timeline);
         if let Some(note) = fitted.note {
             report.reason = Some(
@@ -354,15 +370,19 @@ impl Resizer {
             );
         }
         self.keep_memory(&memory);
+        // What the devices hold: the guest may count less of it as its own.
+        self.commit_memory(order, before, target, memory.size());
+        report
+    }
+
+    fn commit_memory(&self, order: &Order, before: Bytes, asked: Bytes, after: Bytes) {
         lock(&self.commits).push(Commit {
             axis: Axis::Memory,
             cause: order.cause.clone(),
             before: before.get(),
-            asked: target.get(),
-            // What the devices hold: the guest may count less of it as its own.
-            after: memory.size().get(),
+            asked: asked.get(),
+            after: after.get(),
         });
-        report
     }
 
     /// An order outside the bounds is refused whole; nothing of it is begun.

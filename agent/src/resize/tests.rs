@@ -5,6 +5,7 @@ use std::time::Duration;
 use concertina_api::Quota;
 use concertina_api::event::Event;
 
+use super::capacity::HostMemory;
 use super::*;
 use crate::cgroup::{Hierarchy, fake_hierarchy};
 use crate::testing::{FakeVm, FakeVmm, Faults};
@@ -37,6 +38,7 @@ fn bench(faults: Faults) -> Bench {
         VmmClient::new(&socket),
         group,
         Arc::new(events),
+        Box::new(HostMemory::new(&temp.path().join("meminfo"))),
     );
     resizer.begin_life().unwrap();
     Bench {
@@ -410,4 +412,19 @@ fn every_change_is_committed_once_with_what_was_reached() {
         (cause.as_str(), report.outcome),
         ("manual", Outcome::Applied)
     );
+}
+
+#[test]
+fn memory_that_the_host_does_not_have_is_refused_before_anything_is_asked() {
+    let bench = bench(Faults::default());
+    let meminfo = bench.temp.path().join("meminfo");
+    std::fs::write(&meminfo, "MemAvailable: 204800 kB\n").unwrap();
+    let report = bench.by_rule(None, Some(768));
+    assert_eq!(report.outcome, Outcome::Refused);
+    assert!(report.reason.unwrap().contains("host_short_of_memory"));
+    assert!(bench.vmm.vm.lock().unwrap().wishes.is_empty());
+    assert_eq!(bench.resizer.target().memory, Bytes::mib(256));
+    let commit = &bench.resizer.take_commits()[0];
+    assert_eq!((commit.before, commit.after), (256 << 20, 256 << 20));
+    assert_eq!(bench.by_rule(None, Some(320)).outcome, Outcome::Applied);
 }

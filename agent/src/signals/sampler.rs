@@ -54,6 +54,8 @@ pub struct Sampler {
     throttled_us: Total,
     kvm: Option<KvmStatistics>,
     pressures: Vec<(Metric, CounterFile, Total)>,
+    memory_events: CounterFile,
+    braked: [Total; 2],
     oom_kills: Total,
     alloc_stalls: Total,
     looked: Option<Instant>,
@@ -86,6 +88,8 @@ impl Sampler {
                     )
                 })
                 .collect(),
+            memory_events: CounterFile::new(&group.join("memory.events")),
+            braked: [Total::default(); 2],
             oom_kills: Total::default(),
             alloc_stalls: Total::default(),
             looked: None,
@@ -181,6 +185,16 @@ impl Sampler {
         let value = guest.available.get() as f64;
         seen.samples
             .insert(Metric::MemoryAvailable, Sample { value, at_ms });
+    }
+
+    /// How often the cgroup's brake or ceiling was met since the last call: the vmm takes more than
+    /// its instance was promised. `None`: unknown.
+    pub fn look_at_ceiling(&mut self) -> Option<u64> {
+        let text = self.memory_events.read(&mut self.buffer);
+        let [high, max] = &mut self.braked;
+        let high = high.advance(text.and_then(|text| flat_value(text, "high")));
+        let max = max.advance(text.and_then(|text| flat_value(text, "max")));
+        Some(high?.saturating_add(max?))
     }
 
     /// Run time and wait time of the first `vcpus` threads since the look before, in nanoseconds.
@@ -389,6 +403,19 @@ mod tests {
         let memory = value(&seen, Metric::MemoryPressure);
         assert!(memory > 20.0 && memory <= 50.1, "{memory}");
         fs::remove_file(fake.0.path().join("io.pressure")).unwrap();
+    }
+
+    #[test]
+    fn meeting_the_ceiling_is_counted_from_the_first_look_on() {
+        let fake = Fake::new();
+        let mut sampler = fake.sampler();
+        let events = fake.0.path().join("memory.events");
+        assert_eq!(sampler.look_at_ceiling(), None);
+        fs::write(&events, "low 0\nhigh 5\nmax 1\noom 0\noom_kill 0\n").unwrap();
+        assert_eq!(sampler.look_at_ceiling(), None);
+        fs::write(&events, "low 0\nhigh 7\nmax 2\noom 0\noom_kill 0\n").unwrap();
+        assert_eq!(sampler.look_at_ceiling(), Some(3));
+        assert_eq!(sampler.look_at_ceiling(), Some(0));
     }
 
     #[test]
