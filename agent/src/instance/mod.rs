@@ -39,8 +39,8 @@ pub mod exit {
 /// How an instance ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExitReport {
-    /// 0: powered off or stopped on request. Else a status of [`concertina_api::vm::exit`] or of
-    /// [`exit`].
+    /// 0: powered off or stopped on request. 65, 66: see [`concertina_api::vm::exit`]. 67: a reboot
+    /// loop. 128 and the number of the signal that killed the vmm.
     pub status: i32,
     /// A sentence.
     pub reason: String,

@@ -72,7 +72,7 @@ impl Stopper {
         Self(signal)
     }
 
-    /// Asks the guest to power off; after [`DEFAULT_GRACE`] the VM is ended.
+    /// Asks the guest to power off; after 30 s the VM is ended.
     pub fn request_stop(&self) {
         self.0.ask(DEFAULT_GRACE);
     }

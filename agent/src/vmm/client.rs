@@ -19,6 +19,7 @@ const RESIZE_DEFAULT_MS: u64 = 10_000;
 #[derive(Debug, Clone)]
 pub struct VmmClient {
     socket: PathBuf,
+    answer_timeout: Duration,
 }
 
 impl VmmClient {
@@ -26,17 +27,22 @@ impl VmmClient {
     pub fn new(socket: &Path) -> Self {
         Self {
             socket: socket.to_owned(),
+            answer_timeout: ANSWER_TIMEOUT,
         }
     }
 
     /// The VM as it is.
     pub fn describe(&self) -> Result<VmDescription, HttpError> {
-        client::get_json(&self.socket, "/v1/vm", ANSWER_TIMEOUT)
+        client::get_json(&self.socket, "/v1/vm", self.answer_timeout)
     }
 
     /// What the guest's balloon driver says of its memory.
     pub fn balloon_statistics(&self) -> Result<BalloonStatistics, HttpError> {
-        client::get_json(&self.socket, "/v1/vm/balloon/statistics", ANSWER_TIMEOUT)
+        client::get_json(
+            &self.socket,
+            "/v1/vm/balloon/statistics",
+            self.answer_timeout,
+        )
     }
 
     /// Asks for another size and waits for what was reached.
@@ -57,6 +63,48 @@ impl VmmClient {
     }
 
     fn put(&self, path: &str) -> Result<(), HttpError> {
-        client::send::<()>(&self.socket, Method::Put, path, None, ANSWER_TIMEOUT).map(|_| ())
+        client::send::<()>(&self.socket, Method::Put, path, None, self.answer_timeout).map(|_| ())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{FakeVm, FakeVmm, Faults};
+    use concertina_api::Bytes;
+    use std::time::Instant;
+
+    fn client(faults: Faults) -> (tempfile::TempDir, FakeVmm, VmmClient) {
+        let temp = tempfile::tempdir().unwrap();
+        let socket = temp.path().join("vmm.sock");
+        let vm = FakeVm::new(Bytes::mib(256), Bytes::mib(512), 1, faults);
+        let vmm = FakeVmm::listen(&socket, vm);
+        let mut client = VmmClient::new(&socket);
+        client.answer_timeout = Duration::from_millis(100);
+        (temp, vmm, client)
+    }
+
+    #[test]
+    fn a_vmm_that_hangs_costs_the_deadline_and_no_more() {
+        let delay = Duration::from_millis(1500);
+        let (_temp, _vmm, client) = client(Faults {
+            delay,
+            ..Faults::default()
+        });
+        let begun = Instant::now();
+        assert!(client.describe().is_err());
+        assert!(client.balloon_statistics().is_err());
+        assert!(client.power_button().is_err());
+        assert!(begun.elapsed() < delay, "{:?}", begun.elapsed());
+    }
+
+    #[test]
+    fn an_answer_cut_off_is_an_error() {
+        let (_temp, _vmm, client) = client(Faults {
+            malformed: true,
+            ..Faults::default()
+        });
+        assert!(client.describe().is_err());
+        assert!(client.resize(&VmResize::default()).is_err());
     }
 }
