@@ -48,7 +48,7 @@ fn inflating_takes_memory_from_the_guest_and_deflating_gives_it_back() {
 fn an_inflated_balloon_frees_memory_of_the_host() {
     let (instance, mut shell) = Launch::new("reclaim").memory("512M").boot();
     shell.run("mkdir /held; mount -t tmpfs -o size=95% held /held");
-    shell.run("dd if=/dev/urandom of=/held/file bs=1M count=300 2>/dev/null");
+    shell.run("dd if=/dev/zero of=/held/file bs=1M count=300 2>/dev/null");
     let full = proc::resident_bytes(instance.vmm_pid());
     shell.run("rm /held/file");
     balloon_to(&instance, 300);
@@ -61,7 +61,7 @@ fn free_page_reporting_gives_back_what_the_guest_frees() {
     let (instance, mut shell) = Launch::new("report").memory("512M").boot();
     let pid = instance.vmm_pid();
     shell.run("mkdir /held; mount -t tmpfs -o size=95% held /held");
-    shell.run("dd if=/dev/urandom of=/held/file bs=1M count=300 2>/dev/null");
+    shell.run("dd if=/dev/zero of=/held/file bs=1M count=300 2>/dev/null");
     let full = proc::resident_bytes(pid);
     assert!(full > 300 * MIB, "{full}");
     shell.run("rm /held/file");

@@ -9,7 +9,7 @@ use crate::support::{Launch, MIB, STEP_LIMIT, Series, Shell, proc, until};
 fn touch_and_free(shell: &mut Shell, mib: u64) {
     shell.run("mkdir -p /touched; mount -t tmpfs -o size=95% touched /touched");
     shell.run(&format!(
-        "dd if=/dev/urandom of=/touched/file bs=1M count={mib} 2>/dev/null"
+        "dd if=/dev/zero of=/touched/file bs=1M count={mib} 2>/dev/null"
     ));
     shell.run("rm /touched/file; umount /touched");
 }
@@ -45,7 +45,7 @@ fn shrinking_gives_memory_back_to_the_host() {
         (shell.meminfo("MemTotal") > 900 * MIB).then_some(())
     });
     shell.run("mkdir /held; mount -t tmpfs -o size=95% held /held");
-    shell.run("dd if=/dev/urandom of=/held/file bs=1M count=500 2>/dev/null");
+    shell.run("dd if=/dev/zero of=/held/file bs=1M count=500 2>/dev/null");
     let full = proc::resident_bytes(pid);
     assert!(
         full > 500 * MIB,
@@ -73,7 +73,10 @@ fn a_guest_that_needs_its_memory_keeps_it() {
         (shell.meminfo("MemTotal") > 900 * MIB).then_some(())
     });
     shell.run("mkdir /held; mount -t tmpfs -o size=95% held /held");
-    shell.run("dd if=/dev/urandom of=/held/file bs=1M count=450 2>/dev/null");
+    // Not zeros, which is what lost memory reads as.
+    shell.run(
+        "tr '\\0' x </dev/zero | dd of=/held/file bs=1M count=450 iflag=fullblock 2>/dev/null",
+    );
     let sum = shell.run("md5sum /held/file");
     let report = instance.resize(&["--memory", "256M", "--timeout", "5s"]);
     let outcome = report["outcome"].as_str().unwrap_or_default();

@@ -170,6 +170,30 @@ fn a_guest_that_refuses_is_believed_and_the_next_resize_works() {
 }
 
 #[test]
+fn a_vcpu_asked_for_while_the_guest_boots_is_there_in_the_end() {
+    let instance = Launch::new("early").cpus("1..3").start();
+    // Whatever comes of it: the guest has no driver for it yet.
+    let report = instance.resize_vm(&VmResize {
+        vcpus: Some(2),
+        timeout_ms: Some(500),
+        ..VmResize::default()
+    });
+    assert!(
+        matches!(report.outcome, Outcome::Applied | Outcome::TimedOut),
+        "{report:?}"
+    );
+    let mut shell = instance.shell();
+    for vcpus in [2, 3, 1] {
+        let report = instance.resize_vm(&VmResize {
+            vcpus: Some(vcpus),
+            ..VmResize::default()
+        });
+        assert_eq!(report.outcome, Outcome::Applied, "{report:?}");
+        assert_eq!(shell.online_cpus(), u64::from(vcpus));
+    }
+}
+
+#[test]
 fn the_same_size_again_is_applied_at_once() {
     let (instance, _shell) = Launch::new("same").cpus("1..2").memory("256M..512M").boot();
     for _ in 0..2 {
