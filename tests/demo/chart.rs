@@ -42,7 +42,7 @@ pub fn draw(recording: &Recording) -> String {
     let Some(first) = recording.samples.first() else {
         return String::new();
     };
-    let height = TOP + 2.0 * PANEL_HEIGHT + GAP + 56.0;
+    let height = TOP + 2.0 * PANEL_HEIGHT + GAP + 62.0;
     let mut svg = String::new();
     let _ = write!(
         svg,
@@ -55,7 +55,7 @@ pub fn draw(recording: &Recording) -> String {
     for panel in panels(first) {
         draw_panel(&mut svg, &panel, recording, seconds);
     }
-    draw_time_axis(&mut svg, height - 36.0, seconds);
+    draw_time_axis(&mut svg, height - 30.0, seconds);
     svg.push_str("</svg>\n");
     svg
 }
@@ -207,6 +207,7 @@ fn draw_events(svg: &mut String, recording: &Recording, seconds: f64, bottom: f6
         }
         let color = match report.outcome {
             Outcome::Applied => "#15803d",
+            Outcome::Partial => "#d97706",
             _ => "#b91c1c",
         };
         let at = x(seen.at.as_secs_f64(), seconds);
@@ -233,8 +234,8 @@ fn draw_time_axis(svg: &mut String, at_y: f64, seconds: f64) {
     }
     let _ = writeln!(
         svg,
-        "<text x=\"{LEFT}\" y=\"{:.1}\" fill=\"#4b5563\">Triangles are resizes (green: applied); point at one \
-         to read it.</text>",
+        "<text x=\"{LEFT}\" y=\"{:.1}\" fill=\"#4b5563\">Triangles are resizes (green: applied, amber: in \
+         part, red: not); point at one to read it.</text>",
         at_y + 22.0
     );
 }

@@ -41,6 +41,7 @@ impl Guest {
             .command_on("console")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            .stderr(Stdio::null())
             .spawn()
             .context("Starting 'concertina console'")?;
         let input = console.stdin.take().context("The console has no input")?;

@@ -131,6 +131,7 @@ fn run(options: &Options) -> Result<bool> {
     );
     let boot_id = guest.ask("cat /proc/sys/kernel/random/boot_id")?;
 
+    wait_until_small(&instance, scenario.settle)?;
     let load = format!(
         "concertina-guest load --cpu {} --memory {}",
         scenario.cpu_load, scenario.memory_load
@@ -146,6 +147,15 @@ fn run(options: &Options) -> Result<bool> {
     std::fs::write(&options.chart, chart::draw(&recording))
         .with_context(|| format!("Writing the chart {}", options.chart.display()))?;
     Ok(verdict)
+}
+
+/// Booting is a load too, and may have made the instance grow.
+fn wait_until_small(instance: &Instance, limit: Duration) -> Result<()> {
+    let started = Instant::now();
+    while started.elapsed() < limit && !record::is_small(&instance.status()?) {
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    Ok(())
 }
 
 /// Records and prints a line a second until the load is over and the instance is small again.

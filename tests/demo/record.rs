@@ -20,13 +20,9 @@ pub struct Sample {
 }
 
 impl Sample {
-    /// CPUs that the guest may use: the vCPUs online, less what the quota withholds.
+    /// CPUs that the guest may use.
     pub fn cpus(&self) -> f64 {
-        let online = f64::from(self.status.cpus.online);
-        match self.status.cpus.quota {
-            Quota::Max => online,
-            Quota::Limited(cpus) => cpus.as_f64().min(online),
-        }
+        usable_cpus(&self.status)
     }
 
     /// Last value of the first threshold on a metric, in that metric's unit.
@@ -35,6 +31,20 @@ impl Sample {
         let of_metric = |rule: &str| rule.split_whitespace().next() == Some(name);
         thresholds.iter().find(|t| of_metric(&t.rule))?.last_value
     }
+}
+
+/// The vCPUs online, less what the quota withholds.
+fn usable_cpus(status: &InstanceStatus) -> f64 {
+    let online = f64::from(status.cpus.online);
+    match status.cpus.quota {
+        Quota::Max => online,
+        Quota::Limited(cpus) => cpus.as_f64().min(online),
+    }
+}
+
+/// Is the instance at its lower bounds?
+pub fn is_small(status: &InstanceStatus) -> bool {
+    usable_cpus(status) <= status.cpus.min.as_f64() && status.memory.plugged <= status.memory.min
 }
 
 /// An event, and when the demo saw it on its own clock.
@@ -93,10 +103,9 @@ impl Recording {
 
     /// Is the instance at its lower bounds?
     pub fn is_back(&self) -> bool {
-        self.samples.last().is_some_and(|sample| {
-            let (cpus, memory) = (&sample.status.cpus, &sample.status.memory);
-            sample.cpus() <= cpus.min.as_f64() && memory.plugged <= memory.min
-        })
+        self.samples
+            .last()
+            .is_some_and(|sample| is_small(&sample.status))
     }
 
     /// Largest of a number over all samples.

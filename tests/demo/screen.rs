@@ -63,8 +63,8 @@ pub fn words(kind: &EventKind) -> String {
     match kind {
         EventKind::Started { vmm_pid } => format!("started, process {vmm_pid}"),
         EventKind::Threshold { rule, state, value } => {
-            let value = value.map_or("unknown".into(), |v| format!("{v:.0}"));
-            format!("{rule}: {state} at {value}")
+            let value = value.map_or("an unknown value".into(), |v| format!("{v:.0}"));
+            format!("'{}' is {state} at {value}", condition(rule))
         }
         EventKind::Resized {
             cause,
@@ -74,22 +74,33 @@ pub fn words(kind: &EventKind) -> String {
         } => {
             let took = report.timeline_ms.get("total").copied().unwrap_or_default();
             format!(
-                "{} {} in {took:.0} ms ({cause})",
+                "{}, {} in {took:.0} ms ({})",
                 change(before, &report.got),
                 report.outcome.as_str().replace('_', " "),
+                condition(cause),
             )
         }
-        EventKind::Held { cause, why } => format!("held: {why} ({cause})"),
+        EventKind::Held { cause, why } => format!("held, {why} ({})", condition(cause)),
         EventKind::GuestMemoryShort { evidence } => format!("guest short of memory: {evidence}"),
         EventKind::Rebooted => "rebooted".into(),
         EventKind::Ended { reason, .. } => format!("ended: {reason}"),
     }
 }
 
+/// The part of a rule before its action, which says what the rule looks at.
+fn condition(rule: &str) -> &str {
+    rule.split(':').next().unwrap_or(rule)
+}
+
 fn change(before: &InstanceSize, got: &InstanceSize) -> String {
     let mut parts = Vec::new();
-    if let (Some(from), Some(to)) = (before.cpus, got.cpus) {
-        parts.push(format!("CPUs {from} -> {to}"));
+    match (before.cpus, got.cpus) {
+        // The quota was lowered before; the vCPUs follow when that has proved right.
+        (Some(from), Some(to)) if from == to => {
+            parts.push(format!("vCPUs as few as {to} CPUs need"))
+        }
+        (Some(from), Some(to)) => parts.push(format!("CPUs {from} -> {to}")),
+        _ => {}
     }
     if let (Some(from), Some(to)) = (before.memory, got.memory) {
         parts.push(format!("memory {from} -> {to}"));
