@@ -168,7 +168,12 @@ impl Life {
             match waited {
                 None => {}
                 // A guest may be done before anybody could look at it.
-                Some(VmmExit::PoweredOff | VmmExit::Reset) => {
+                Some(
+                    VmmExit::PoweredOff
+                    | VmmExit::Reset
+                    | VmmExit::TripleFault
+                    | VmmExit::KvmError,
+                ) => {
                     self.early_exit = waited;
                     return Ok(());
                 }
