@@ -4,7 +4,7 @@
  * Linux patches its own scheduler and KVM code when the first VM appears and when the last one goes.
  * QEMU before 8.1 can translate such code on one thread while another thread patches it, and then
  * runs the stale breakpoint: the nested host panics with "int3" now and then. With a VM that is
- * always there, the code is patched once, before anything else runs.
+ * always there, the code is patched once, before the second processor is started.
  */
 #include <fcntl.h>
 #include <linux/kvm.h>
