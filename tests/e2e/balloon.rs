@@ -33,9 +33,10 @@ fn inflating_takes_memory_from_the_guest_and_deflating_gives_it_back() {
         let pressed = shell.meminfo("MemAvailable");
         let balloon = instance.vm().balloon;
         assert_eq!(balloon.actual, Bytes::mib(200), "{balloon:?}");
+        let seen = shell.run("head -5 /proc/meminfo; grep balloon /proc/vmstat");
         assert!(
             free - pressed > 180 * MIB,
-            "{free} then {pressed}, {balloon:?}"
+            "{free} then {pressed}, {balloon:?}\n{seen}"
         );
         balloon_to(&instance, 0);
         let back = shell.meminfo("MemAvailable");
