@@ -199,7 +199,9 @@ impl FromStr for Quota {
             return Ok(Self::Max);
         }
         match text.parse::<Cpus>()? {
-            Cpus(0) => Err(UnitError("Quota 0 is not allowed: the least is 0.01".into())),
+            Cpus(0) => Err(UnitError(
+                "Quota 0 is not allowed: the least is 0.01".into(),
+            )),
             cpus => Ok(Self::Limited(cpus)),
         }
     }
@@ -318,7 +320,18 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Bytes>().unwrap(), Bytes(want), "{text}");
         }
-        for text in ["", "M", "1.5", "-1", "1e9", "1..2", "12X", "99999999999T", "1.G", "iB"] {
+        for text in [
+            "",
+            "M",
+            "1.5",
+            "-1",
+            "1e9",
+            "1..2",
+            "12X",
+            "99999999999T",
+            "1.G",
+            "iB",
+        ] {
             assert!(text.parse::<Bytes>().is_err(), "{text}");
         }
         assert_eq!(Bytes(3 << 29).to_string(), "1.5G");

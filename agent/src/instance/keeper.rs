@@ -169,10 +169,7 @@ impl Life {
                 None => {}
                 // A guest may be done before anybody could look at it.
                 Some(
-                    VmmExit::PoweredOff
-                    | VmmExit::Reset
-                    | VmmExit::TripleFault
-                    | VmmExit::KvmError,
+                    VmmExit::PoweredOff | VmmExit::Reset | VmmExit::TripleFault | VmmExit::KvmError,
                 ) => {
                     self.early_exit = waited;
                     return Ok(());
