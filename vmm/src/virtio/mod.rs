@@ -12,10 +12,10 @@ pub mod mem;
 pub mod pci;
 pub mod rng;
 
+use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use virtio_queue::Queue;
-use vmm_sys_util::eventfd::EventFd;
 
 use crate::memory::GuestRam;
 
@@ -71,8 +71,10 @@ pub trait VirtioDevice: Send {
     fn queue_notified(&mut self, index: u16);
     /// Back to the state before [`VirtioDevice::activate`].
     fn reset(&mut self);
-    /// Readable when another thread, or the device itself, wants [`VirtioDevice::host_event`] called.
-    fn wakeup(&self) -> Option<&EventFd> {
+    /// A descriptor that is readable when the host's side (another thread, a back end, the device
+    /// itself) wants [`VirtioDevice::host_event`] called. The same one for the device's whole life; a
+    /// device that waits for several things gives an epoll descriptor.
+    fn wakeup(&self) -> Option<RawFd> {
         None
     }
     /// Does what [`VirtioDevice::wakeup`] announced. Called in any state, active or not.

@@ -16,10 +16,10 @@ mod request;
 mod tests;
 
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
 use virtio_queue::{Error as QueueError, QueueT};
-use vmm_sys_util::eventfd::EventFd;
 
 use super::{Activation, DeviceConfig, DeviceInterrupt, VirtioDevice};
 use crate::memory::GuestRam;
@@ -155,8 +155,8 @@ impl VirtioDevice for Balloon {
         self.shared.driver_gone();
     }
 
-    fn wakeup(&self) -> Option<&EventFd> {
-        Some(&self.shared.wakeup)
+    fn wakeup(&self) -> Option<RawFd> {
+        Some(self.shared.wakeup.as_raw_fd())
     }
 
     fn host_event(&mut self) {

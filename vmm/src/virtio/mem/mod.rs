@@ -17,6 +17,7 @@ mod state;
 mod tests;
 
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -260,8 +261,8 @@ impl VirtioDevice for Mem {
         self.shared.driver_gone();
     }
 
-    fn wakeup(&self) -> Option<&EventFd> {
-        Some(&self.wakeup)
+    fn wakeup(&self) -> Option<RawFd> {
+        Some(self.wakeup.as_raw_fd())
     }
 
     fn host_event(&mut self) {

@@ -55,7 +55,7 @@ impl VirtioRunner {
             .collect();
         sources.push((shared.control.as_raw_fd(), Source::Control));
         if let Some(wakeup) = self.device.wakeup() {
-            sources.push((wakeup.as_raw_fd(), Source::Host));
+            sources.push((wakeup, Source::Host));
         }
         sources
     }

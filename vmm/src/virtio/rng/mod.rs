@@ -11,6 +11,7 @@ mod request;
 mod tests;
 
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -217,8 +218,8 @@ impl VirtioDevice for Rng {
         self.active = None;
     }
 
-    fn wakeup(&self) -> Option<&EventFd> {
-        Some(&self.wakeup)
+    fn wakeup(&self) -> Option<RawFd> {
+        Some(self.wakeup.as_raw_fd())
     }
 
     fn host_event(&mut self) {
