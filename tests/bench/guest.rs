@@ -42,7 +42,7 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Connects, waits until the shell answers, and starts the watch.
+    /// Connects, and waits until the shell answers.
     pub fn connect(console: &Path) -> Result<Self> {
         let started = Instant::now();
         let socket = loop {
@@ -89,6 +89,12 @@ impl Guest {
                 bail!("The guest's shell does not answer; its console says:\n{text}");
             }
         }
+        Ok(guest)
+    }
+
+    /// The same, and starts the watch.
+    pub fn watched(console: &Path) -> Result<Self> {
+        let mut guest = Self::connect(console)?;
         guest.type_line(WATCH)?;
         guest.wait_for_size("the watch in the guest", 0, |_| true)?;
         Ok(guest)

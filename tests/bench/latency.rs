@@ -79,7 +79,7 @@ fn ms(since: Instant) -> f64 {
 
 /// Rounds of vCPU and memory resizes.
 fn sizes<M: Machine + Sync>(machine: &M, rounds: usize, results: &mut Results) -> Result<()> {
-    let mut guest = Guest::connect(&machine.console())?;
+    let mut guest = Guest::watched(&machine.console())?;
     let (mut more_cpu, mut less_cpu, mut more_memory, mut less_memory) =
         (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     guest.run("mkdir -p /held; mount -t tmpfs -o size=95% held /held")?;
@@ -174,7 +174,7 @@ fn shrink<M: Machine + Sync>(machine: &M, guest: &Guest) -> Result<f64> {
 
 /// Rounds of inflating by 512 MiB, most of which the guest has touched before.
 fn balloon<M: Machine + Sync>(machine: &M, rounds: usize, results: &mut Results) -> Result<()> {
-    let mut guest = Guest::connect(&machine.console())?;
+    let mut guest = Guest::watched(&machine.console())?;
     let (mut inflated, mut deflated) = (Vec::new(), Vec::new());
     guest.run("mkdir -p /held; mount -t tmpfs -o size=95% held /held")?;
     for _ in 0..rounds {

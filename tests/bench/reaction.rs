@@ -23,7 +23,7 @@ pub fn measure(options: &Options, results: &mut Results) -> Result<()> {
         "set reversals_per_hour 1000",
     ];
     let ours = Ours::launch(options, "1..2", "256M", &rules)?;
-    let mut guest = Guest::connect(&ours.console())?;
+    let mut guest = Guest::watched(&ours.console())?;
     let mut took = Vec::new();
     for _ in 0..ROUNDS {
         let mark = guest.mark();

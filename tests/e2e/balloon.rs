@@ -28,19 +28,22 @@ fn statistics(instance: &Instance) -> BalloonStatistics {
 fn inflating_takes_memory_from_the_guest_and_deflating_gives_it_back() {
     for (name, series) in [("air61", Series::V6_1), ("air612", Series::V6_12)] {
         let (instance, mut shell) = Launch::new(name).series(series).memory("512M").boot();
-        let free = shell.meminfo("MemAvailable");
+        let total = shell.meminfo("MemTotal");
+        // Linux takes what it reports as free out of its lists for a moment, hence the waiting.
+        let mut until_used = |what: &str, holds: &dyn Fn(u64) -> bool| {
+            until(what, STEP_LIMIT, || {
+                holds(total - shell.meminfo("MemAvailable")).then_some(())
+            });
+        };
+        until_used("a guest with free memory", &|used| used < 60 * MIB);
         balloon_to(&instance, 200);
-        let pressed = shell.meminfo("MemAvailable");
         let balloon = instance.vm().balloon;
         assert_eq!(balloon.actual, Bytes::mib(200), "{balloon:?}");
-        let seen = shell.run("head -5 /proc/meminfo; grep balloon /proc/vmstat");
-        assert!(
-            free - pressed > 180 * MIB,
-            "{free} then {pressed}, {balloon:?}\n{seen}"
-        );
+        until_used("a guest without 200 MiB", &|used| {
+            (200 * MIB..260 * MIB).contains(&used)
+        });
         balloon_to(&instance, 0);
-        let back = shell.meminfo("MemAvailable");
-        assert!(back + 20 * MIB > free, "{free} then {back}");
+        until_used("the memory back in the guest", &|used| used < 60 * MIB);
         assert_eq!(instance.vm().balloon.bad_requests, 0);
     }
 }
@@ -122,15 +125,10 @@ fn the_statistics_are_those_of_the_guest() {
 fn a_guest_short_of_memory_takes_the_balloon_back_before_it_kills() {
     let (instance, mut shell) = Launch::new("short").memory("512M").boot();
     balloon_to(&instance, 300);
-    let (status, text) = shell.try_run(
-        "concertina-guest load --memory 300M --for 5s --reserve 0",
-        2 * STEP_LIMIT,
-    );
-    assert_eq!(status, 0, "{text}");
-    assert!(
-        instance.vm().balloon.actual < Bytes::mib(250),
-        "{:?}",
-        instance.vm().balloon
-    );
+    // Linux takes a mebibyte back each time that it finds none free, so this takes a while.
+    shell.type_line("concertina-guest load --memory 300M --for 60s --reserve 0 >/dev/null &");
+    until("a balloon under 250 MiB", 2 * STEP_LIMIT, || {
+        (instance.vm().balloon.actual < Bytes::mib(250)).then_some(())
+    });
     assert!(!shell.run("dmesg").contains("Out of memory: Killed"));
 }

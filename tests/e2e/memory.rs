@@ -74,7 +74,7 @@ fn a_guest_that_needs_its_memory_keeps_it() {
     });
     shell.run("mkdir /held; mount -t tmpfs -o size=95% held /held");
     // Not zeros, which is what lost memory reads as.
-    shell.run("tr '\\0' x </dev/zero | head -c 10M >/block");
+    shell.run("tr '\\0' x </dev/zero | head -c 10m >/block");
     shell.run("for i in $(seq 45); do cat /block; done >/held/file");
     let sum = shell.run("md5sum /held/file");
     let report = instance.resize(&["--memory", "256M", "--timeout", "5s"]);
