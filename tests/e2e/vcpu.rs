@@ -69,9 +69,6 @@ fn a_removed_vcpu_has_a_parked_thread_on_the_host() {
 fn one_to_sixteen_and_back_twenty_times_leaks_no_thread() {
     let (instance, mut shell) = Launch::new("swing").cpus("1..16").memory("512M").boot();
     let pid = instance.vmm_pid();
-    // QEMU's emulation of nested SVM loses registers when many virtual processors start on several
-    // processors of the nested host at once. The order of events for the guest stays as it is.
-    proc::keep_on_one_cpu(pid);
     let before = proc::threads(pid);
     for round in 1..=20 {
         for vcpus in [16, 1] {

@@ -43,16 +43,6 @@ pub fn run_time_ns(pid: i32, tid: i32) -> u64 {
         .unwrap_or_else(|| panic!("{path} has no run time: {text}"))
 }
 
-/// Keeps all threads of a process on one processor of the host.
-#[track_caller]
-pub fn keep_on_one_cpu(pid: i32) {
-    let done = std::process::Command::new("taskset")
-        .args(["-a", "-p", "1", &pid.to_string()])
-        .output()
-        .expect("taskset starts");
-    assert!(done.status.success(), "taskset failed: {done:?}");
-}
-
 /// Does the process exist? A zombie does not count.
 pub fn exists(pid: i32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat"))
