@@ -12,6 +12,7 @@ mod balloon;
 mod boot;
 mod lifecycle;
 mod memory;
+mod permissions;
 mod quota;
 mod thresholds;
 mod vcpu;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::support::{Instance, Launch, MIB, STEP_LIMIT, proc};
+use crate::support::{Instance, Launch, MIB, STEP_LIMIT, alone, proc};
 
 /// Processors' worth of time that a quota file allows; `None` when there is no limit.
 fn quota_of(instance: &Instance) -> Option<f64> {
@@ -15,6 +15,7 @@ fn quota_of(instance: &Instance) -> Option<f64> {
 
 #[test]
 fn half_a_cpu_is_half_a_cpu_on_the_host() {
+    let _alone = alone();
     let (instance, mut shell) = Launch::new("half").cpus("0.5..2").boot();
     assert_eq!(quota_of(&instance), Some(0.5));
     assert_eq!(shell.online_cpus(), 1);
@@ -89,6 +90,7 @@ fn a_ceiling_over_the_memory_follows_the_size() {
 
 #[test]
 fn a_quota_takes_effect_at_once() {
+    let _alone = alone();
     let (instance, _shell) = Launch::new("fast").cpus("0.5..1").boot();
     let report = instance.resize_applied(&["--cpus", "1"]);
     let took = report["timeline_ms"]["quota"]

@@ -2,12 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::{Launch, MIB, STEP_LIMIT, concertina, guest, require_host, until};
+use crate::support::{Launch, MIB, STEP_LIMIT, alone, concertina, guest, require_host, until};
 
 const SETTLE: Duration = Duration::from_secs(60);
 
 #[test]
 fn cpu_follows_the_load_up_and_down() {
+    let _alone = alone();
     let (instance, mut shell) = Launch::new("elastic")
         .cpus("1..3")
         .scale("cpu > 75% for 2s: +1 cpu, cooldown 1s")
@@ -51,6 +52,7 @@ fn memory_follows_the_load_up_and_down() {
 
 #[test]
 fn the_extra_vcpu_is_there_one_and_a_half_seconds_after_its_second() {
+    let _alone = alone();
     let (instance, mut shell) = Launch::new("prompt")
         .cpus("1..2")
         .scale("cpu > 75% for 1s: +1 cpu")

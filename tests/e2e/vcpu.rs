@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use concertina_api::vm::{Outcome, VcpuState, VmResize};
 
 use crate::boot::pvh_kernel;
-use crate::support::{Launch, STEP_LIMIT, Series, Shell, guest, proc, until};
+use crate::support::{Launch, STEP_LIMIT, Series, Shell, alone, guest, proc, until};
 
 #[test]
 fn a_vcpu_added_to_a_running_guest_is_online_there() {
@@ -36,6 +36,7 @@ fn a_vcpu_added_to_a_running_guest_is_online_there() {
 
 #[test]
 fn a_removed_vcpu_has_a_parked_thread_on_the_host() {
+    let _alone = alone();
     let (instance, mut shell) = Launch::new("remove").cpus("1..4").boot();
     let pid = instance.vmm_pid();
     let tids = instance.vcpu_tids();

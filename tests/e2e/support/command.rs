@@ -1,7 +1,9 @@
 //! Runs the `concertina` command as a user would, with a limit on how long it may take.
 
-use std::io::Read;
-use std::process::{Command, Stdio};
+use std::io::{Read, Write};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -47,14 +49,44 @@ pub fn concertina(arguments: &[&str]) -> Finished {
 /// The same with another limit.
 #[track_caller]
 pub fn concertina_with(arguments: &[&str], limit: Duration) -> Finished {
+    let mut command = Command::new("concertina");
+    command.args(arguments).stdin(Stdio::null());
     let line = format!("concertina {}", arguments.join(" "));
-    let mut child = Command::new("concertina")
+    finish(start(&mut command, &line), line, limit)
+}
+
+/// Runs `concertina ARGUMENTS…` as an ordinary user whose processes are in `group`.
+#[track_caller]
+pub fn concertina_as(user: u32, group: &Path, arguments: &[&str]) -> Finished {
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", "read -r moved; exec concertina \"$@\"", "sh"])
         .args(arguments)
-        .stdin(Stdio::null())
+        .env_remove("CONCERTINA_STATE_DIR")
+        .uid(user)
+        .gid(user)
+        .stdin(Stdio::piped());
+    let line = format!("concertina {} (as user {user})", arguments.join(" "));
+    let mut child = start(&mut command, &line);
+    std::fs::write(group.join("cgroup.procs"), child.id().to_string())
+        .unwrap_or_else(|e| panic!("{} takes no process: {e}", group.display()));
+    let mut input = child.stdin.take().expect("its input is a pipe");
+    input.write_all(b"moved\n").expect("it reads its input");
+    drop(input);
+    finish(child, line, Duration::from_secs(60))
+}
+
+#[track_caller]
+fn start(command: &mut Command, line: &str) -> Child {
+    command
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .unwrap_or_else(|e| panic!("'{line}' cannot be started: {e}"));
+        .unwrap_or_else(|e| panic!("'{line}' cannot be started: {e}"))
+}
+
+#[track_caller]
+fn finish(mut child: Child, line: String, limit: Duration) -> Finished {
     let stdout = collect(child.stdout.take());
     let stderr = collect(child.stderr.take());
     let pid = child.id();

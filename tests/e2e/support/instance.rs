@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use concertina_api::vm::{ResizeReport, VmDescription, VmResize, VmSize};
 
+use super::turn::Shared;
 use super::{
     BOOT_LIMIT, Finished, STEP_LIMIT, Series, Shell, concertina, concertina_with, guest, proc,
     require_host, until,
@@ -92,6 +93,7 @@ impl Launch {
     /// Runs it in the foreground until it ends by itself.
     #[track_caller]
     pub fn run_to_end(&self) -> Finished {
+        let _shared = Shared::take();
         let state = state_dir();
         let line = self.line(state.path());
         let line: Vec<&str> = line.iter().map(String::as_str).collect();
@@ -101,6 +103,7 @@ impl Launch {
     /// Launches it detached. Its guest has begun to run, and need not be up yet.
     #[track_caller]
     pub fn start(self) -> Instance {
+        let shared = Shared::take();
         let state = state_dir();
         let mut line = self.line(state.path());
         line.push("--detach".to_owned());
@@ -109,6 +112,7 @@ impl Launch {
         Instance {
             name: self.name,
             state,
+            _shared: shared,
         }
     }
 
@@ -133,6 +137,7 @@ fn state_dir() -> tempfile::TempDir {
 pub struct Instance {
     name: String,
     state: tempfile::TempDir,
+    _shared: Shared,
 }
 
 impl Instance {

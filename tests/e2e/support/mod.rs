@@ -10,11 +10,13 @@ mod host;
 mod instance;
 pub mod proc;
 mod shell;
+mod turn;
 
-pub use command::{Finished, concertina, concertina_with};
+pub use command::{Finished, concertina, concertina_as, concertina_with};
 pub use host::{GuestFiles, Series, guest, require_host};
 pub use instance::{Instance, Launch};
 pub use shell::Shell;
+pub use turn::alone;
 
 use std::time::{Duration, Instant};
 
