@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::support::{Finished, GuestFiles, Launch, Series, concertina, guest, require_host};
+use crate::support::{
+    Finished, GuestFiles, Launch, Series, alone, concertina, guest, require_host,
+};
 
 /// What could be left behind on the host: cgroups, VM processes.
 fn traces() -> Vec<PathBuf> {
@@ -34,6 +36,8 @@ fn traces() -> Vec<PathBuf> {
 #[track_caller]
 fn refused(kernel: &Path, initrd: &Path, arguments: &[&str], named: &str) -> Finished {
     require_host();
+    // What others leave for a while would count as left behind.
+    let _alone = alone();
     let before = traces();
     let state = tempfile::tempdir().unwrap();
     let state_dir = state.path().join("state").display().to_string();
