@@ -5,8 +5,10 @@
 
 pub mod event;
 pub mod instance;
+pub mod io;
 pub mod policy;
 pub mod units;
 pub mod vm;
 
+pub use io::IoRate;
 pub use units::{Bounds, Bytes, Cpus, Quota, UnitError};

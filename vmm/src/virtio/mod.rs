@@ -10,6 +10,7 @@
 pub mod balloon;
 pub mod mem;
 pub mod pci;
+pub mod rate;
 pub mod rng;
 
 use std::os::fd::RawFd;
