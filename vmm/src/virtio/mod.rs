@@ -8,6 +8,7 @@
 //! takes only short locks. Everything else (activation, queues, reset) runs on the event loop thread.
 
 pub mod balloon;
+pub mod block;
 pub mod mem;
 pub mod pci;
 pub mod rate;

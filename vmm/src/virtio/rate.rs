@@ -201,12 +201,15 @@ impl Throttle {
     }
 
     /// Whether a request of so many bytes may pass now. If not, the descriptor becomes readable when
-    /// it is worth to ask again.
+    /// it is worth to ask again, and asking again makes it unreadable.
     pub fn admit(&self, bytes: u64) -> bool {
         let mut state = self.state();
         match state.limiter.take(bytes, Instant::now()) {
             Ok(()) => {
-                state.waiting = false;
+                // A rate that was raised just now may have wound the timer up once more.
+                if std::mem::take(&mut state.waiting) {
+                    let _ = state.timer.clear();
+                }
                 true
             }
             Err(wait) => {
@@ -221,8 +224,8 @@ impl Throttle {
         }
     }
 
-    /// To be called when the descriptor was readable, before asking [`Throttle::admit`] again: makes
-    /// it unreadable. Never blocks.
+    /// Makes the descriptor unreadable, for a device that will not ask [`Throttle::admit`] at once.
+    /// Never blocks.
     pub fn acknowledge(&self) {
         // Switching the timer off takes its expirations away, too; reading them instead would block
         // when `set` has just wound it up again.
@@ -345,6 +348,16 @@ mod tests {
         throttle.acknowledge();
         assert!(throttle.admit(u64::MAX));
         assert_eq!(throttle.waits(), 2);
+    }
+
+    #[test]
+    fn a_request_that_passes_leaves_the_descriptor_unreadable() {
+        let throttle = Throttle::new(rate(0, 0, 20, 1)).unwrap();
+        assert!(throttle.admit(1) && !throttle.admit(1));
+        throttle.set(IoRate::MAX);
+        assert!(is_readable(throttle.as_raw_fd(), 100));
+        assert!(throttle.admit(1));
+        assert!(!is_readable(throttle.as_raw_fd(), 0));
     }
 
     #[test]
