@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use concertina_agent::client;
 use concertina_agent::state_dir::{Ending, InstanceEntry, StateDir};
+use concertina_api::disk::DiskStatus;
 use concertina_api::instance::{
     CpuStatus, InstanceSize, InstanceState, InstanceStatus, MemoryStatus, ThresholdStatus,
 };
@@ -21,8 +22,9 @@ Examples:
   concertina status web --json | jq .cpus.online
 
 JSON fields: name, state, uptime_ms, cpus {min,max,target,online,quota}, memory {min,max,target,
-plugged,balloon,guest_total,guest_available,host_resident} in bytes, last_resize, thresholds
-[{rule,state,last_value}]. An unknown value is null. Of an instance that ended only name, state
+plugged,balloon,guest_total,guest_available,host_resident} in bytes, io {disks [{path,capacity,
+read_only,serial,rate,engine,read_bytes,written_bytes,reads,writes,flushes,discards,throttled,
+errors,last_error,bad_requests}]}, last_resize, thresholds [{rule,state,last_value}]. An unknown value is null. Of an instance that ended only name, state
 and ending {status,reason,time} are known. States: starting, running, paused, stopping, stopped,
 failed.";
 
@@ -175,6 +177,10 @@ fn describe(status: &InstanceStatus) -> String {
     );
     text.push_str(&size_table(&status.cpus, &status.memory));
     text.push_str("\n\n");
+    if !status.io.disks.is_empty() {
+        text.push_str(&disk_table(&status.io.disks));
+        text.push_str("\n\n");
+    }
     if let Some(report) = &status.last_resize {
         text.push_str(&format!("Last resize: {}\n", describe_resize(report)));
     }
@@ -199,6 +205,30 @@ fn describe(status: &InstanceStatus) -> String {
         &[2],
     ));
     text
+}
+
+fn disk_table(disks: &[DiskStatus]) -> String {
+    let row = |(number, disk): (usize, &DiskStatus)| {
+        let mut notes = Vec::new();
+        if disk.read_only {
+            notes.push("read-only".to_owned());
+        }
+        if let Some(error) = &disk.last_error {
+            notes.push(format!("{} failed, the last: {error}", disk.errors));
+        }
+        vec![
+            number.to_string(),
+            disk.path.display().to_string(),
+            output::size(disk.capacity),
+            disk.rate.to_string(),
+            output::size(Bytes(disk.read_bytes)),
+            output::size(Bytes(disk.written_bytes)),
+            notes.join(", "),
+        ]
+    };
+    let rows: Vec<_> = disks.iter().enumerate().map(row).collect();
+    let head = ["DISK", "PATH", "SIZE", "RATE", "READ", "WRITTEN", ""];
+    output::table(&head, &rows, &[0, 2, 3, 4, 5])
 }
 
 fn size_table(cpus: &CpuStatus, memory: &MemoryStatus) -> String {
@@ -244,11 +274,15 @@ pub fn describe_size(size: &InstanceSize) -> String {
         )
     });
     let memory = size.memory.map(|memory| memory.to_string());
-    match (cpus, memory) {
-        (Some(cpus), Some(memory)) => format!("{cpus} and {memory}"),
-        (Some(one), None) | (None, Some(one)) => one,
-        (None, None) => "nothing".to_owned(),
+    let disks = size.disk_rate.map(|wish| match wish.disk {
+        Some(number) => format!("{} for disk {number}", wish.rate),
+        None => format!("{} for all disks", wish.rate),
+    });
+    let parts: Vec<String> = [cpus, memory, disks].into_iter().flatten().collect();
+    if parts.is_empty() {
+        return "nothing".to_owned();
     }
+    parts.join(" and ")
 }
 
 /// How a resize ended, in one sentence.
@@ -274,6 +308,7 @@ pub fn describe_resize(report: &ResizeReport<InstanceSize>) -> String {
 pub mod tests {
     use std::collections::BTreeMap;
 
+    use concertina_api::instance::IoStatus;
     use concertina_api::vm::Outcome;
     use serde_json::json;
 
@@ -283,7 +318,7 @@ pub mod tests {
     pub fn example() -> InstanceStatus {
         let size = |cpus| InstanceSize {
             cpus: Some(Cpus(cpus)),
-            memory: None,
+            ..InstanceSize::default()
         };
         InstanceStatus {
             name: "web".into(),
@@ -308,6 +343,7 @@ pub mod tests {
                 guest_available: Some(Bytes::mib(100)),
                 host_resident: Bytes::mib(90),
             },
+            io: IoStatus::default(),
             last_resize: Some(ResizeReport {
                 outcome: Outcome::Partial,
                 asked: size(2000),

@@ -25,6 +25,9 @@ const IOERR: u8 = 1;
 const UNSUPP: u8 = 2;
 const ALL: u64 = u64::MAX;
 
+/// Address, length and flags of a descriptor.
+type Buffer = (u64, u32, u16);
+
 struct Rig {
     ram: Arc<GuestRam>,
     elastic: (Arc<Mapping>, Arc<PluggedBlocks>),
@@ -126,7 +129,7 @@ impl Rig {
     }
 
     /// Offers a request with data buffers and a status; gives the status.
-    fn send(&mut self, kind: u32, sector: u64, data: &[(u64, u32, u16)]) -> u8 {
+    fn send(&mut self, kind: u32, sector: u64, data: &[Buffer]) -> u8 {
         self.header(HEADER, kind, sector);
         self.put(STATUS, &[0xee]);
         let mut chain = vec![(HEADER, 16, 0)];
@@ -308,7 +311,7 @@ fn a_read_only_disk_refuses_every_change() {
 fn requests_that_cannot_be_are_refused_and_counted() {
     let mut rig = rig();
     let one = [(DATA, 512, WRITE)];
-    let reads: [(u64, &[(u64, u32, u16)]); 12] = [
+    let reads: [(u64, &[Buffer]); 12] = [
         (SECTORS, &one),
         (SECTORS - 1, &[(DATA, 1024, WRITE)]),
         (u64::MAX, &one),
