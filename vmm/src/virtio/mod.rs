@@ -9,6 +9,8 @@
 
 pub mod balloon;
 pub mod block;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod mem;
 pub mod pci;
 pub mod rate;

@@ -14,6 +14,8 @@ mod backend;
 mod buffers;
 mod control;
 mod disk;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 mod request;
 #[cfg(test)]
 mod tests;
