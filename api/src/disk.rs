@@ -1,6 +1,6 @@
 //! Disks of an instance: how they are asked for, what they are, and how their rate is changed.
 //!
-//! On the command line a disk is `PATH[,ro][,serial=S][,rate=RATE]`; the rate, which has commas of its
+//! On the command line a disk is `PATH[,ro][,cached][,serial=S][,rate=RATE]`; the rate, which has commas of its
 //! own, comes last.
 
 use std::fmt;
@@ -26,6 +26,10 @@ pub struct DiskSpec {
     /// The guest cannot write to it; several instances may have it at once.
     #[serde(default)]
     pub read_only: bool,
+    /// Reads and writes go through the host's page cache, whose pages then count as memory of the
+    /// instance. Otherwise they go around it, where the file system can.
+    #[serde(default)]
+    pub cached: bool,
     /// What the guest sees as the disk's serial number: 1 to 20 letters, digits, `-`, `_`, `.`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<String>,
@@ -40,6 +44,7 @@ impl DiskSpec {
         Self {
             path: path.into(),
             read_only: false,
+            cached: false,
             serial: None,
             rate: IoRate::MAX,
         }
@@ -77,7 +82,7 @@ impl FromStr for DiskSpec {
         let path = words.next().unwrap_or_default();
         if path.is_empty() {
             return Err(UnitError(format!(
-                "Disk '{text}' has no path: write PATH[,ro][,serial=S][,rate=RATE]"
+                "Disk '{text}' has no path: write PATH[,ro][,cached][,serial=S][,rate=RATE]"
             )));
         }
         let mut disk = Self {
@@ -87,11 +92,12 @@ impl FromStr for DiskSpec {
         for word in words {
             match word.split_once('=') {
                 None if word == "ro" => disk.read_only = true,
+                None if word == "cached" => disk.cached = true,
                 Some(("serial", serial)) => disk.serial = Some(serial.to_owned()),
                 _ => {
                     return Err(UnitError(format!(
-                        "Disk '{text}' has the option '{word}': ro, serial=S and, as the last one, \
-                         rate=RATE are allowed (a path cannot have a comma)"
+                        "Disk '{text}' has the option '{word}': ro, cached, serial=S and, as the \
+                         last one, rate=RATE are allowed (a path cannot have a comma)"
                     )));
                 }
             }
@@ -116,6 +122,8 @@ pub struct DiskStatus {
     pub rate: IoRate,
     /// How it is accessed: `io_uring`, or `thread` where the kernel has none.
     pub engine: String,
+    /// Reads and writes go around the host's page cache.
+    pub direct: bool,
     /// Bytes read by the guest.
     pub read_bytes: u64,
     /// Bytes written by the guest.
@@ -193,10 +201,10 @@ mod tests {
     fn a_disk_is_a_path_with_options() {
         let disk: DiskSpec = "/srv/a.img".parse().unwrap();
         assert_eq!(disk, DiskSpec::new("/srv/a.img"));
-        let disk: DiskSpec = "a.img,ro,serial=data-1,rate=10M,burst=1M,50iops"
+        let disk: DiskSpec = "a.img,ro,cached,serial=data-1,rate=10M,burst=1M,50iops"
             .parse()
             .unwrap();
-        assert!(disk.read_only);
+        assert!(disk.read_only && disk.cached);
         assert_eq!(disk.serial.as_deref(), Some("data-1"));
         assert_eq!(disk.rate, "10M,burst=1M,50iops".parse().unwrap());
     }

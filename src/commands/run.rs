@@ -77,9 +77,9 @@ pub struct Args {
     #[arg(long, value_name = "MIN[..MAX]", required_unless_present = "policy")]
     pub memory: Option<Bounds<Bytes>>,
     /// A disk: raw image file or block device; may be given several times. ro: the guest cannot
-    /// write, and several instances may have it at once; rate, the last option: a limit like 100M,
+    /// write, and several instances may have it at once; cached: through the host's page cache; rate, the last option: a limit like 100M,
     /// 2000iops or both
-    #[arg(long = "disk", value_name = "PATH[,ro][,serial=S][,rate=R]")]
+    #[arg(long = "disk", value_name = "PATH[,ro][,cached][,serial=S][,rate=R]")]
     pub disks: Vec<DiskSpec>,
     /// A rule by which the instance grows or shrinks; may be given several times
     #[arg(long, value_name = "RULE")]

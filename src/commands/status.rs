@@ -23,7 +23,7 @@ Examples:
 
 JSON fields: name, state, uptime_ms, cpus {min,max,target,online,quota}, memory {min,max,target,
 plugged,balloon,guest_total,guest_available,host_resident} in bytes, io {disks [{path,capacity,
-read_only,serial,rate,engine,read_bytes,written_bytes,reads,writes,flushes,discards,throttled,
+read_only,serial,rate,engine,direct,read_bytes,written_bytes,reads,writes,flushes,discards,throttled,
 errors,last_error,bad_requests}]}, last_resize, thresholds [{rule,state,last_value}]. An unknown value is null. Of an instance that ended only name, state
 and ending {status,reason,time} are known. States: starting, running, paused, stopping, stopped,
 failed.";

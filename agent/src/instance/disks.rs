@@ -82,6 +82,7 @@ mod tests {
             serial: None,
             rate: IoRate::MAX,
             engine: "thread".into(),
+            direct: false,
             read_bytes: 0,
             written_bytes: 0,
             reads: 0,

@@ -79,6 +79,14 @@ impl HostBuffers {
         self.bytes
     }
 
+    /// Whether all addresses and all lengths are multiples.
+    pub fn is_aligned(&self, address: u64, length: u64) -> bool {
+        self.entries.iter().all(|entry| {
+            (entry.iov_base as u64).is_multiple_of(address)
+                && (entry.iov_len as u64).is_multiple_of(length)
+        })
+    }
+
     /// Address and number of the entries. Valid until the list is changed or dropped.
     pub fn as_iovecs(&self) -> (*const libc::iovec, u32) {
         (self.entries.as_ptr(), self.entries.len() as u32)

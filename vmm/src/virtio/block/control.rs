@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use concertina_api::disk::DiskStatus;
 use concertina_api::{Bytes, IoRate};
 
+use super::backend::{Backend, Files};
 use super::disk::Disk;
 use super::request::{RANGE_MAX_SECTORS, SECTOR_BYTES, SEGMENTS_MAX};
 use crate::virtio::DeviceConfig;
@@ -47,12 +48,13 @@ pub(super) struct Shared {
     config: [u8; CONFIG_BYTES],
     pub counters: Counters,
     pub throttle: Throttle,
+    files: Arc<Files>,
     last_error: Mutex<Option<String>>,
     fixed: DiskStatus,
 }
 
 impl Shared {
-    pub fn new(disk: &Disk, engine: &str, throttle: Throttle) -> Self {
+    pub fn new(disk: &Disk, backend: &Backend, throttle: Throttle) -> Self {
         Self {
             config: config(disk),
             counters: Counters::default(),
@@ -62,7 +64,8 @@ impl Shared {
                 read_only: disk.read_only,
                 serial: disk.serial.clone(),
                 rate: throttle.rate(),
-                engine: engine.to_owned(),
+                engine: backend.engine().to_owned(),
+                direct: backend.files().is_direct(),
                 read_bytes: 0,
                 written_bytes: 0,
                 reads: 0,
@@ -75,6 +78,7 @@ impl Shared {
                 bad_requests: 0,
             },
             throttle,
+            files: backend.files(),
             last_error: Mutex::new(None),
         }
     }
@@ -142,6 +146,7 @@ impl BlockController {
         let last_error = shared.last_error.lock();
         DiskStatus {
             rate: shared.throttle.rate(),
+            direct: shared.files.is_direct(),
             read_bytes: value(&counters.read_bytes),
             written_bytes: value(&counters.written_bytes),
             reads: value(&counters.reads),

@@ -12,16 +12,15 @@ use std::path::PathBuf;
 
 use concertina_api::disk::DiskSpec;
 
+use super::backend::{Direct, Files};
 use super::request::SECTOR_BYTES;
 use crate::error::VmmError;
 
-/// An open backing store.
+/// What a backing store is.
 #[derive(Debug)]
 pub struct Disk {
     /// Where it is.
     pub path: PathBuf,
-    /// The descriptor; it holds the lock.
-    pub file: File,
     /// Whole sectors.
     pub sectors: u64,
     /// The guest cannot write.
@@ -33,11 +32,11 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// Opens, measures and locks.
+    /// Opens, measures and locks; the lock lasts as long as the files.
     ///
     /// # Errors
     /// A sentence that names the path, what is wrong with it, and what to do.
-    pub fn open(spec: &DiskSpec) -> Result<Self, VmmError> {
+    pub fn open(spec: &DiskSpec) -> Result<(Self, Files), VmmError> {
         let refuse =
             |what: String| VmmError::Spec(format!("Disk '{}' {what}", spec.path.display()));
         spec.check().map_err(|error| VmmError::Spec(error.0))?;
@@ -71,14 +70,18 @@ impl Disk {
                  -s %{SECTOR_BYTES} FILE` rounds an image up)"
             )));
         }
-        Ok(Self {
+        // Only behind the lock: what is refused was not touched.
+        let direct = Some(spec)
+            .filter(|spec| !spec.cached)
+            .and_then(|spec| Direct::open(&spec.path, spec.read_only));
+        let disk = Self {
             path: spec.path.clone(),
-            file,
             sectors: bytes / SECTOR_BYTES,
             read_only: spec.read_only,
             is_device,
             serial: spec.serial.clone(),
-        })
+        };
+        Ok((disk, Files::new(file, direct)))
     }
 }
 
@@ -152,7 +155,7 @@ mod tests {
             ..writable.clone()
         };
         let first = Disk::open(&writable).unwrap();
-        assert_eq!(first.sectors, 16);
+        assert_eq!(first.0.sectors, 16);
         for second in [&writable, &read_only] {
             let error = Disk::open(second).unwrap_err().to_string();
             assert!(

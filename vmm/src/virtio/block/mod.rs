@@ -25,6 +25,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use concertina_api::IoRate;
 use concertina_api::disk::{DiskSpec, SERIAL_MAX_BYTES};
 use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO,
@@ -38,7 +39,7 @@ use virtio_queue::{Error as QueueError, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use self::backend::{Backend, Done, Engine, Operation};
+use self::backend::{Backend, Done, Engine, Files, Operation};
 use self::control::{Shared, count};
 use self::disk::Disk;
 use self::request::{Limits, Piece, Refusal, Request, Work};
@@ -123,14 +124,14 @@ impl Block {
     }
 
     fn with_engine(spec: &DiskSpec, engine: Engine) -> Result<Self, VmmError> {
-        let disk = Disk::open(spec)?;
+        let (disk, files) = Disk::open(spec)?;
         let failed = format!("Disk '{}' cannot be set up", spec.path.display());
-        Self::assemble(disk, spec, engine).map_err(VmmError::host(failed))
+        Self::assemble(&disk, files, spec.rate, engine).map_err(VmmError::host(failed))
     }
 
-    fn assemble(disk: Disk, spec: &DiskSpec, engine: Engine) -> io::Result<Self> {
-        let backend = Backend::new(disk.file.try_clone()?, DEPTH, engine)?;
-        let throttle = Throttle::new(spec.rate)?;
+    fn assemble(disk: &Disk, files: Files, rate: IoRate, engine: Engine) -> io::Result<Self> {
+        let backend = Backend::new(files, DEPTH, engine)?;
+        let throttle = Throttle::new(rate)?;
         let wakeup = Epoll::new()?;
         for fd in [backend.as_raw_fd(), throttle.as_raw_fd()] {
             wakeup.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, 0))?;
@@ -149,7 +150,7 @@ impl Block {
             },
             is_device: disk.is_device,
             serial,
-            shared: Arc::new(Shared::new(&disk, backend.engine(), throttle)),
+            shared: Arc::new(Shared::new(disk, &backend, throttle)),
             backend,
             flights: (0..DEPTH).map(|_| None).collect(),
             free: (0..DEPTH).rev().collect(),

@@ -193,6 +193,34 @@ fn what_is_written_is_in_the_image_and_can_be_read_back() {
 }
 
 #[test]
+fn what_direct_io_does_not_take_goes_through_the_cache_and_both_agree() {
+    for engine in ENGINES {
+        for cached in [false, true] {
+            let mut rig = rig_of(engine, |spec| spec.cached = cached);
+            // The file system of the tests may have no direct I/O; then both runs are the same.
+            assert!(!(cached && rig.status().direct));
+            for (i, address) in [DATA, DATA + 1, DATA + 2, DATA + 512]
+                .into_iter()
+                .enumerate()
+            {
+                let bytes = pattern(4096, i as u8);
+                rig.put(address, &bytes);
+                assert_eq!(rig.send(1, 16, &[(address, 4096, 0)]), OK);
+                // Read by the other way.
+                for (place, first) in [(0x80000u64, 512), (0x90001, 700)] {
+                    let parts = [(place, first, WRITE), (0xa0000, 4096 - first, WRITE)];
+                    assert_eq!(rig.send(0, 16, &parts), OK);
+                    let mut read = rig.get(place, first as usize);
+                    read.extend(rig.get(0xa0000, 4096 - first as usize));
+                    assert!(read == bytes, "{engine:?} {cached} {address:#x} {place:#x}");
+                }
+            }
+            assert_eq!((rig.status().errors, rig.status().bad_requests), (0, 0));
+        }
+    }
+}
+
+#[test]
 fn borders_of_descriptors_mean_nothing() {
     let mut rig = rig();
     rig.put(DATA, &pattern(512, 9));

@@ -3,10 +3,10 @@
 //!
 //! Whoever carries an operation out owns it, with the guest memory that it names, until it has ended.
 
+mod files;
 mod ring;
 mod worker;
 
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+pub use self::files::{Direct, Files};
 use self::ring::Ring;
 use self::worker::Worker;
 use super::buffers::HostBuffers;
@@ -74,7 +75,7 @@ pub enum Engine {
 
 /// The two engines and what they share.
 pub struct Backend {
-    file: Arc<File>,
+    files: Arc<Files>,
     ring: Option<Ring>,
     /// Made when it is needed first.
     worker: Option<Worker>,
@@ -83,21 +84,21 @@ pub struct Backend {
 }
 
 impl Backend {
-    /// For operations on `file`, of which at most `depth` are under way at a time.
+    /// For operations on `files`, of which at most `depth` are under way at a time.
     ///
     /// # Errors
     /// The host has no event descriptors left.
-    pub fn new(file: File, depth: u16, engine: Engine) -> io::Result<Self> {
-        let file = Arc::new(file);
+    pub fn new(files: Files, depth: u16, engine: Engine) -> io::Result<Self> {
+        let files = Arc::new(files);
         let event = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
         // Not every kernel has it, and where it is, it may be forbidden.
         let ring = match engine {
-            Engine::Best => Ring::new(file.clone(), depth, &event).ok(),
+            Engine::Best => Ring::new(files.clone(), depth, &event).ok(),
             #[cfg(test)]
             Engine::Thread => None,
         };
         Ok(Self {
-            file,
+            files,
             ring,
             worker: None,
             event,
@@ -111,6 +112,11 @@ impl Backend {
             Some(_) => "io_uring",
             None => "thread",
         }
+    }
+
+    /// The store.
+    pub fn files(&self) -> Arc<Files> {
+        self.files.clone()
     }
 
     /// Makes the descriptor readable.
@@ -143,7 +149,7 @@ impl Backend {
             };
             let worker = match &mut self.worker {
                 Some(worker) => worker,
-                empty => match Worker::new(self.file.clone(), self.event.clone()) {
+                empty => match Worker::new(self.files.clone(), self.event.clone()) {
                     Ok(worker) => empty.insert(worker),
                     Err(error) => return Err(failed(operation, error)),
                 },
@@ -174,6 +180,18 @@ impl Backend {
             worker.reap(done);
         }
         self.flying -= done.len() - before;
+        for ended in done.iter_mut().skip(before) {
+            self.try_cached(ended);
+        }
+    }
+
+    /// What is well formed and still not taken by direct I/O is worth another try, through the cache.
+    fn try_cached(&self, ended: &mut Done) {
+        let refused = |error: &io::Error| error.raw_os_error() == Some(libc::EINVAL);
+        if self.files.is_direct() && ended.result.as_ref().is_err_and(refused) {
+            self.files.give_up_direct();
+            ended.result = Err(io::Error::from_raw_os_error(libc::EAGAIN));
+        }
     }
 
     /// Waits for the end of all operations, at most for `limit`. Says whether all have ended.

@@ -1,7 +1,6 @@
 //! Operations through io_uring: begun in batches by one system call, and done by the kernel, on its
 //! own threads where they would wait.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -9,7 +8,7 @@ use std::sync::Arc;
 use io_uring::{IoUring, Probe, opcode, squeue, types};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{Done, Operation};
+use super::{Done, Files, Operation};
 
 /// Most kernel threads for one disk, for each of the two kinds that the kernel tells apart.
 const KERNEL_THREADS_MAX: u32 = 4;
@@ -17,7 +16,7 @@ const KERNEL_THREADS_MAX: u32 = 4;
 /// One ring.
 pub struct Ring {
     ring: IoUring,
-    file: Arc<File>,
+    files: Arc<Files>,
     /// What is under way, by slot.
     flying: Vec<Option<Operation>>,
 }
@@ -27,7 +26,7 @@ impl Ring {
     ///
     /// # Errors
     /// The kernel has no io_uring, does not allow it, or lacks one of the operations.
-    pub fn new(file: Arc<File>, depth: u16, event: &EventFd) -> io::Result<Self> {
+    pub fn new(files: Arc<Files>, depth: u16, event: &EventFd) -> io::Result<Self> {
         let ring = IoUring::builder().dontfork().build(depth.into())?;
         let mut probe = Probe::new();
         ring.submitter().register_probe(&mut probe)?;
@@ -46,7 +45,7 @@ impl Ring {
         let _ = ring.submitter().register_iowq_max_workers(&mut most);
         Ok(Self {
             ring,
-            file,
+            files,
             flying: (0..depth).map(|_| None).collect(),
         })
     }
@@ -56,7 +55,7 @@ impl Ring {
     /// # Errors
     /// The operation, if io_uring has no such one or has no room.
     pub fn submit(&mut self, slot: u16, operation: Operation) -> Result<(), Operation> {
-        let Some(entry) = entry(&operation, types::Fd(self.file.as_raw_fd())) else {
+        let Some(entry) = entry(&operation, types::Fd(self.files.fd(&operation))) else {
             return Err(operation);
         };
         let entry = entry.user_data(slot.into());
@@ -67,7 +66,7 @@ impl Ring {
         else {
             return Err(operation);
         };
-        // SAFETY: the file is open as long as we are, and what the entry points to is owned by
+        // SAFETY: the files are open as long as we are, and what the entry points to is owned by
         // `flying` until the kernel has ended the operation: moving it there moves no buffer list.
         match unsafe { self.ring.submission().push(&entry) } {
             Ok(()) => {

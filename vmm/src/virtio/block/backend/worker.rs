@@ -1,15 +1,14 @@
 //! Operations by plain system calls, one after the other, on a thread of their own.
 
-use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::RawFd;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{Done, Operation};
+use super::{Done, Files, Operation};
 
 /// `fallocate`: give the space back.
 pub const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
@@ -31,14 +30,14 @@ impl Worker {
     ///
     /// # Errors
     /// No thread to be had.
-    pub fn new(file: Arc<File>, event: Arc<EventFd>) -> io::Result<Self> {
+    pub fn new(files: Arc<Files>, event: Arc<EventFd>) -> io::Result<Self> {
         let (jobs, received) = channel();
         let done = Arc::default();
         let ended = Arc::clone(&done);
         thread::Builder::new()
             .name("block-io".into())
             .stack_size(STACK_BYTES)
-            .spawn(move || work(&file, &received, &ended, &event))?;
+            .spawn(move || work(&files, &received, &ended, &event))?;
         Ok(Self { jobs, done })
     }
 
@@ -58,9 +57,14 @@ impl Worker {
     }
 }
 
-fn work(file: &File, jobs: &Receiver<(u16, Operation)>, done: &Mutex<Vec<Done>>, event: &EventFd) {
+fn work(
+    files: &Files,
+    jobs: &Receiver<(u16, Operation)>,
+    done: &Mutex<Vec<Done>>,
+    event: &EventFd,
+) {
     for (slot, operation) in jobs {
-        let result = carry_out(file, &operation);
+        let result = carry_out(files.fd(&operation), &operation);
         let ended = Done {
             slot,
             operation,
@@ -74,8 +78,7 @@ fn work(file: &File, jobs: &Receiver<(u16, Operation)>, done: &Mutex<Vec<Done>>,
     }
 }
 
-fn carry_out(file: &File, operation: &Operation) -> io::Result<u64> {
-    let fd = file.as_raw_fd();
+fn carry_out(fd: RawFd, operation: &Operation) -> io::Result<u64> {
     let bytes = match operation {
         Operation::Read(offset, buffers) => {
             let (list, len) = buffers.as_iovecs();
