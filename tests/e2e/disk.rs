@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use concertina_api::Bytes;
 use serde_json::Value;
 
 use crate::support::{BOOT_LIMIT, Instance, Launch, MIB, STEP_LIMIT, Shell, concertina_with};
@@ -117,6 +118,10 @@ fn disks_hold_what_is_written_and_refuse_what_is_not_allowed() {
     assert!(disk(&instance, 0)["discards"].as_u64() >= Some(1));
     let sum = md5_in_guest(&mut shell, "/dev/vda");
     assert_eq!(md5(&data), sum);
+
+    // All that has cost the host next to nothing.
+    let overhead = instance.vm().vmm_resident;
+    assert!(overhead < Bytes::mib(4), "The vmm itself takes {overhead}");
 
     // A second instance is refused with the image's name, and the first goes on.
     let second = Launch::new("second").arguments(&disks[..2]).run_to_end();

@@ -62,11 +62,11 @@ impl Bucket {
         self.level = self.level.saturating_sub(i128::from(tokens) * NS_PER_S);
     }
 
-    /// Another rate. What has gathered stays, as far as it fits; a debt takes as long to pay off as it
-    /// would have at the old rate.
+    /// Another rate. What has gathered stays, as far as it fits. A debt is paid off at the higher of the
+    /// two rates: nobody waits longer for a change, and a raise counts at once.
     fn change(&mut self, rate: u64, capacity: u64, now: Instant) {
         self.refill(now);
-        if self.level < 0 {
+        if self.level < 0 && rate < self.rate {
             let owed_ns = self.level / i128::from(self.rate);
             self.level = owed_ns.saturating_mul(i128::from(rate));
         }
@@ -289,12 +289,14 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_rate_counts_from_now_and_keeps_what_is_owed_in_time() {
+    fn a_changed_rate_counts_from_now_and_a_debt_is_paid_at_the_higher_one() {
         let start = Instant::now();
         let mut limiter = RateLimiter::new(&rate(1000, 100, 0, 0), start);
         assert_eq!(limiter.take(1100, start), Ok(()));
         limiter.set(&rate(10, 10, 0, 0), start);
         assert_eq!(limiter.take(10, start), Err(Duration::from_secs(2)));
+        limiter.set(&rate(1000, 10, 0, 0), start);
+        assert_eq!(limiter.take(10, start), Err(Duration::from_millis(20)));
         limiter.set(&IoRate::MAX, start);
         assert_eq!(limiter.take(1 << 40, start), Ok(()));
         limiter.set(&rate(0, 0, 5, 2), start);

@@ -617,7 +617,7 @@ fn memory_that_is_unplugged_under_a_request_fails_it_and_stays_away() {
 const PLACES: [u64; 6] = [0, HEADER, DATA, 4 << 20, ELASTIC + BLOCK_BYTES, u64::MAX];
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..Default::default() })]
     #[test]
     fn any_mischief_is_survived(
         acts in prop::collection::vec(mischief(&PLACES), 1..80),
