@@ -7,7 +7,7 @@ use concertina_agent::client;
 use concertina_agent::state_dir::{Ending, InstanceEntry, StateDir};
 use concertina_api::disk::DiskStatus;
 use concertina_api::instance::{
-    CpuStatus, InstanceSize, InstanceState, InstanceStatus, MemoryStatus, ThresholdStatus,
+    CpuStatus, InstanceSize, InstanceState, InstanceStatus, IoStatus, MemoryStatus, ThresholdStatus,
 };
 use concertina_api::vm::ResizeReport;
 use concertina_api::{Bytes, Cpus, Quota};
@@ -119,6 +119,7 @@ struct EndedStatus<'a> {
     vmm_pid: Option<i32>,
     cpus: Option<CpuStatus>,
     memory: Option<MemoryStatus>,
+    io: Option<IoStatus>,
     last_resize: Option<ResizeReport<InstanceSize>>,
     thresholds: [ThresholdStatus; 0],
     ending: Option<&'a Ending>,
@@ -134,6 +135,7 @@ impl<'a> EndedStatus<'a> {
             vmm_pid: None,
             cpus: None,
             memory: None,
+            io: None,
             last_resize: None,
             thresholds: [],
             ending: entry.ending.as_ref(),
@@ -308,7 +310,6 @@ pub fn describe_resize(report: &ResizeReport<InstanceSize>) -> String {
 pub mod tests {
     use std::collections::BTreeMap;
 
-    use concertina_api::instance::IoStatus;
     use concertina_api::vm::Outcome;
     use serde_json::json;
 
@@ -343,7 +344,27 @@ pub mod tests {
                 guest_available: Some(Bytes::mib(100)),
                 host_resident: Bytes::mib(90),
             },
-            io: IoStatus::default(),
+            io: IoStatus {
+                disks: vec![DiskStatus {
+                    path: "/srv/data.img".into(),
+                    capacity: Bytes::mib(2048),
+                    read_only: true,
+                    serial: None,
+                    rate: "50M,2000iops".parse().unwrap(),
+                    engine: "io_uring".into(),
+                    direct: true,
+                    read_bytes: 3 << 20,
+                    written_bytes: 0,
+                    reads: 5,
+                    writes: 0,
+                    flushes: 0,
+                    discards: 0,
+                    throttled: 1,
+                    errors: 2,
+                    last_error: Some("Read: broken".into()),
+                    bad_requests: 0,
+                }],
+            },
             last_resize: Some(ResizeReport {
                 outcome: Outcome::Partial,
                 asked: size(2000),
@@ -380,6 +401,9 @@ pub mod tests {
             "/memory/guest_total",
             "/memory/guest_available",
             "/memory/host_resident",
+            "/io/disks/0/path",
+            "/io/disks/0/rate/bytes_per_s",
+            "/io/disks/0/errors",
             "/last_resize/outcome",
             "/thresholds/0/rule",
             "/thresholds/0/state",
@@ -406,6 +430,9 @@ pub mod tests {
             "quota 1.5",
             "unknown",
             "90M",
+            "/srv/data.img",
+            "50M,2000iops",
+            "read-only, 2 failed, the last: Read: broken",
         ] {
             assert!(text.contains(word), "{word} is missing in:\n{text}");
         }
