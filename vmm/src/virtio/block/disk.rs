@@ -9,12 +9,17 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use concertina_api::disk::DiskSpec;
 
 use super::backend::{Direct, Files};
 use super::request::SECTOR_BYTES;
 use crate::error::VmmError;
+
+/// How long another user may take to go away, and how often it is looked.
+const PATIENCE: Duration = Duration::from_millis(500);
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// What a backing store is.
 #[derive(Debug)]
@@ -50,19 +55,7 @@ impl Disk {
         if !is_device && !kind.is_file() {
             return Err(refuse("is neither a file nor a block device".into()));
         }
-        let mut options = OpenOptions::new();
-        options.read(true).write(!spec.read_only);
-        if is_device && !spec.read_only {
-            // Refused by the kernel while something on this host has it mounted.
-            options.custom_flags(libc::O_EXCL);
-        }
-        let file = options
-            .open(&spec.path)
-            .map_err(|e| refuse(unopened(&e, spec)))?;
-        lock(&file, spec.read_only).map_err(|error| match error.raw_os_error() {
-            Some(libc::EAGAIN | libc::EACCES) => refuse(in_use(spec)),
-            _ => refuse(format!("cannot be locked: {error}")),
-        })?;
+        let file = open_and_lock(spec, is_device).map_err(refuse)?;
         let bytes = length(&file).map_err(|e| refuse(format!("cannot be measured: {e}")))?;
         if bytes == 0 || bytes % SECTOR_BYTES != 0 {
             return Err(refuse(format!(
@@ -95,7 +88,8 @@ fn unopened(error: &io::Error, spec: &DiskSpec) -> String {
         ),
         Some(libc::EACCES | libc::EPERM) => format!("cannot be opened ({error}): change its permissions"),
         Some(libc::EBUSY) => {
-            "is in use on this host, mounted for example: unmount it, or attach it read-only with ',ro'"
+            "is in use on this host, by a mount or by another instance: unmount it, stop that one, or \
+             attach it read-only with ',ro'"
                 .into()
         }
         _ => format!("cannot be opened: {error}"),
@@ -109,6 +103,38 @@ fn in_use(spec: &DiskSpec) -> String {
         "is in use by another instance or program: stop that one, attach a copy, or attach it \
          read-only (',ro') to all of them"
             .into()
+    }
+}
+
+/// Opens and locks; gives the rest of a sentence when that is refused.
+fn open_and_lock(spec: &DiskSpec, is_device: bool) -> Result<File, String> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(!spec.read_only);
+    if is_device && !spec.read_only {
+        // Refused by the kernel while something on this host has it mounted.
+        options.custom_flags(libc::O_EXCL);
+    }
+    let file = patiently(|| options.open(&spec.path)).map_err(|e| unopened(&e, spec))?;
+    patiently(|| lock(&file, spec.read_only)).map_err(|error| match error.raw_os_error() {
+        Some(libc::EAGAIN | libc::EACCES) => in_use(spec),
+        _ => format!("cannot be locked: {error}"),
+    })?;
+    Ok(file)
+}
+
+/// Tries again for a while what is refused because of another user: the last requests of a process
+/// that was killed hold its files a moment longer than the process lives.
+fn patiently<T>(attempt: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let result = attempt();
+        let in_use = result
+            .as_ref()
+            .is_err_and(|e| matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EBUSY)));
+        if !in_use || Instant::now() >= deadline {
+            return result;
+        }
+        std::thread::sleep(PAUSE);
     }
 }
 
@@ -163,7 +189,13 @@ mod tests {
                 "{error}"
             );
         }
-        drop(first);
+        // Who goes away in the meantime is waited for.
+        let leaves = std::thread::spawn(move || {
+            std::thread::sleep(PAUSE * 3);
+            drop(first);
+        });
+        drop(Disk::open(&writable).unwrap());
+        leaves.join().unwrap();
         let _readers = [
             Disk::open(&read_only).unwrap(),
             Disk::open(&read_only).unwrap(),
