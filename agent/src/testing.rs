@@ -115,6 +115,7 @@ impl FakeVm {
                 inflated_total: Bytes(0),
                 bad_requests: 0,
             },
+            disks: Vec::new(),
             guest_resident: Bytes(self.memory.get() - self.balloon.get()),
             vmm_resident: Bytes::mib(3),
         }
@@ -173,6 +174,7 @@ impl FakeVm {
             quota: wish.quota,
             memory: wish.memory,
             balloon: wish.balloon,
+            disk_rate: wish.disk_rate,
         };
         ResizeReport {
             outcome,
@@ -181,6 +183,7 @@ impl FakeVm {
                 quota: asked.quota.map(|_| self.quota),
                 memory: asked.memory.map(|_| self.memory),
                 balloon: asked.balloon.map(|_| self.balloon),
+                disk_rate: asked.disk_rate,
             },
             asked,
             reason: (outcome != Outcome::Applied).then(|| "the fake guest does not".into()),

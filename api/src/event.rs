@@ -1,5 +1,7 @@
 //! What happened to an instance, one JSON object a line in its `events.jsonl`.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use crate::instance::InstanceSize;
@@ -20,6 +22,7 @@ pub struct Event {
 /// Kinds of events; in JSON the field `event` names the kind.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
+#[allow(clippy::large_enum_variant)] // there is one at a time, on its way to a file
 pub enum EventKind {
     /// The vmm runs the guest's first instruction.
     Started {
@@ -63,6 +66,16 @@ pub enum EventKind {
     GuestMemoryShort {
         /// The evidence.
         evidence: String,
+    },
+    /// A disk's image or device failed requests of the guest, which was told so. Said once for
+    /// errors that follow each other closely.
+    DiskError {
+        /// Image file or block device.
+        disk: PathBuf,
+        /// What the last of them met.
+        error: String,
+        /// How many since the last such event.
+        count: u64,
     },
     /// The guest asked for a reset; it is started again at its first size.
     Rebooted,

@@ -9,6 +9,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::disk::{DiskRate, DiskStatus};
 use crate::units::{Bytes, Cpus, Quota};
 use crate::vm::ResizeReport;
 
@@ -73,6 +74,14 @@ pub struct MemoryStatus {
     pub host_resident: Bytes,
 }
 
+/// I/O of an instance.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct IoStatus {
+    /// Disks, in the order in which the guest finds them.
+    #[serde(default)]
+    pub disks: Vec<DiskStatus>,
+}
+
 /// How one threshold stands.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ThresholdStatus {
@@ -101,6 +110,9 @@ pub struct InstanceStatus {
     pub cpus: CpuStatus,
     /// Memory.
     pub memory: MemoryStatus,
+    /// I/O.
+    #[serde(default)]
+    pub io: IoStatus,
     /// The last resize, by hand or by threshold.
     pub last_resize: Option<ResizeReport<InstanceSize>>,
     /// Its thresholds.
@@ -116,6 +128,9 @@ pub struct InstanceSize {
     /// Memory: plugged less balloon.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<Bytes>,
+    /// Limit of one disk, or of all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_rate: Option<DiskRate>,
 }
 
 /// A wish of a person; what is absent stays as it is.
@@ -128,6 +143,9 @@ pub struct InstanceResize {
     /// Memory, inside the bounds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<Bytes>,
+    /// Another limit for one disk, or for all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_rate: Option<DiskRate>,
     /// Deadline in milliseconds; default 10,000.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,

@@ -3,10 +3,13 @@
 //! and printing, nothing of ours underneath.
 #![forbid(unsafe_code)]
 
+pub mod disk;
 pub mod event;
 pub mod instance;
+pub mod io;
 pub mod policy;
 pub mod units;
 pub mod vm;
 
+pub use io::IoRate;
 pub use units::{Bounds, Bytes, Cpus, Quota, UnitError};

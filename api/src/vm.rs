@@ -5,6 +5,7 @@
 //! |---|---|---|
 //! | `GET /v1/vm` | | [`VmDescription`] |
 //! | `PUT /v1/vm/resize` | [`VmResize`] | [`ResizeReport`] of [`VmSize`] |
+//! | `GET /v1/vm/disks` | | list of [`DiskStatus`] |
 //! | `GET /v1/vm/balloon/statistics` | | [`BalloonStatistics`] (fresh, or the last with its age) |
 //! | `PUT /v1/vm/pause`, `/resume`, `/power-button`, `/stop` | | 204 |
 
@@ -13,6 +14,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::disk::{DiskRate, DiskSpec, DiskStatus};
 use crate::units::{Bytes, Quota};
 
 /// Exit statuses of a vmm process.
@@ -60,6 +62,9 @@ pub struct VmSpec {
     /// A file that gets a copy of the serial output.
     #[serde(default)]
     pub console_log: Option<PathBuf>,
+    /// Disks, in the order in which the guest finds them.
+    #[serde(default)]
+    pub disks: Vec<DiskSpec>,
     /// An existing, writable cgroup v2 folder of this VM alone; the vmm makes `vcpu` and `emu` in it.
     #[serde(default)]
     pub cgroup: Option<PathBuf>,
@@ -186,6 +191,9 @@ pub struct VmDescription {
     pub memory: MemoryStatus,
     /// Balloon.
     pub balloon: BalloonStatus,
+    /// Disks, in the order of the specification.
+    #[serde(default)]
+    pub disks: Vec<DiskStatus>,
     /// Resident memory of the guest's RAM on the host, from `smaps`.
     pub guest_resident: Bytes,
     /// Resident memory of everything else in the vmm process, from `smaps`.
@@ -208,6 +216,9 @@ pub struct VmResize {
     /// Balloon: how much the guest shall give back on top.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub balloon: Option<Bytes>,
+    /// Another limit for one disk or for all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_rate: Option<DiskRate>,
     /// Deadline in milliseconds; default 10,000.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
@@ -228,6 +239,9 @@ pub struct VmSize {
     /// Balloon size.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub balloon: Option<Bytes>,
+    /// Limit in force of the disk, or of the first of all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_rate: Option<DiskRate>,
 }
 
 /// How a resize ended.

@@ -134,6 +134,10 @@ fn describe(event: &Event) -> String {
         }
         EventKind::Held { cause, why } => ("held", format!("{cause}: {why}")),
         EventKind::GuestMemoryShort { evidence } => ("memory short", evidence.clone()),
+        EventKind::DiskError { disk, error, count } => (
+            "disk error",
+            format!("{}: {error} ({count} failed)", disk.display()),
+        ),
         EventKind::Rebooted => (
             "rebooted",
             "the guest starts again at its first size".to_owned(),

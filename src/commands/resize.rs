@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use concertina_agent::client;
 use concertina_agent::state_dir::StateDir;
+use concertina_api::disk::DiskRate;
 use concertina_api::instance::InstanceResize;
 use concertina_api::vm::Outcome;
 use concertina_api::{Bytes, Cpus};
@@ -17,6 +18,8 @@ Examples:
   concertina resize web --cpus 2
   concertina resize web --cpus 1.5 --memory 768M
   concertina resize web --memory 256M --timeout 30s --json
+  concertina resize web --disk-rate 50M,2000iops
+  concertina resize web --disk-rate 1=max
 
 The size has to be within the bounds that the instance was launched with. Thresholds of an axis
 that was resized by hand pause for the policy's manual_hold (5 minutes by default).
@@ -27,7 +30,7 @@ timeline_ms. Exit status: 0 applied, 1 any other outcome.";
 /// Arguments of `resize`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
-#[command(group = clap::ArgGroup::new("size").args(["cpus", "memory"]).required(true).multiple(true))]
+#[command(group = clap::ArgGroup::new("size").args(["cpus", "memory", "disk_rate"]).required(true).multiple(true))]
 pub struct Args {
     /// Name of the instance
     name: String,
@@ -37,6 +40,9 @@ pub struct Args {
     /// Memory: 512M, 1.5G
     #[arg(long, value_name = "SIZE")]
     memory: Option<Bytes>,
+    /// Limit of all disks, or of one by its number: 50M, 2000iops, 50M,2000iops, max, 1=50M
+    #[arg(long, value_name = "[N=]RATE")]
+    disk_rate: Option<DiskRate>,
     /// How long the guest may take for each step: 10s, 500ms
     #[arg(long, value_name = "T", value_parser = parse_duration, default_value = "10s")]
     timeout: Duration,
@@ -51,6 +57,7 @@ pub fn run(args: &Args, state: &StateDir) -> anyhow::Result<i32> {
     let wish = InstanceResize {
         cpus: args.cpus,
         memory: args.memory,
+        disk_rate: args.disk_rate,
         timeout_ms: Some(as_ms(args.timeout)),
     };
     let report = client::resize(&entry.paths, &wish)?;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use concertina_agent::launch::LaunchSpec;
 use concertina_agent::state_dir::StateDir;
+use concertina_api::disk::DiskSpec;
 use concertina_api::policy::{Policy, PolicyError, PolicyFile, Sources};
 use concertina_api::{Bounds, Bytes, Cpus};
 
@@ -21,6 +22,8 @@ Examples:
       --scale 'cpu > 75% for 5s: +1 cpu' --scale 'cpu < 20% for 60s: -1 cpu' \\
       --scale 'memory > 80% for 2s: +128M, cooldown 5s'
   concertina run --name web --policy web.toml --kernel bzImage --initrd initramfs.cpio --console
+
+  concertina run --name db --cpus 2 --memory 1G --disk data.img,serial=data,rate=50M,2000iops
 
 Without --kernel the default guest is used: this host's own kernel where it suits, else Debian's
 cloud kernel, with an initramfs that is built for it; both are kept in the cache folder. With
@@ -73,6 +76,11 @@ pub struct Args {
     /// Bounds of memory, or a fixed size: 256M..1G, 1.5G
     #[arg(long, value_name = "MIN[..MAX]", required_unless_present = "policy")]
     pub memory: Option<Bounds<Bytes>>,
+    /// A disk: raw image file or block device; may be given several times. ro: the guest cannot
+    /// write, and several instances may have it at once; cached: through the host's page cache; rate, the last option: a limit like 100M,
+    /// 2000iops or both
+    #[arg(long = "disk", value_name = "PATH[,ro][,cached][,serial=S][,rate=R]")]
+    pub disks: Vec<DiskSpec>,
     /// A rule by which the instance grows or shrinks; may be given several times
     #[arg(long, value_name = "RULE")]
     pub scale: Vec<String>,
@@ -101,6 +109,7 @@ pub fn run(args: Args, state: StateDir) -> anyhow::Result<i32> {
         kernel: boot.kernel,
         initrd: boot.initrd,
         append: args.append,
+        disks: args.disks,
         policy,
         state_dir: state.root().to_owned(),
         vmm_command: vmm_command(),

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use concertina_agent::client;
 use concertina_agent::state_dir::{Ending, InstanceEntry, StateDir};
+use concertina_api::disk::DiskStatus;
 use concertina_api::instance::{
-    CpuStatus, InstanceSize, InstanceState, InstanceStatus, MemoryStatus, ThresholdStatus,
+    CpuStatus, InstanceSize, InstanceState, InstanceStatus, IoStatus, MemoryStatus, ThresholdStatus,
 };
 use concertina_api::vm::ResizeReport;
 use concertina_api::{Bytes, Cpus, Quota};
@@ -21,8 +22,9 @@ Examples:
   concertina status web --json | jq .cpus.online
 
 JSON fields: name, state, uptime_ms, cpus {min,max,target,online,quota}, memory {min,max,target,
-plugged,balloon,guest_total,guest_available,host_resident} in bytes, last_resize, thresholds
-[{rule,state,last_value}]. An unknown value is null. Of an instance that ended only name, state
+plugged,balloon,guest_total,guest_available,host_resident} in bytes, io {disks [{path,capacity,
+read_only,serial,rate,engine,direct,read_bytes,written_bytes,reads,writes,flushes,discards,throttled,
+errors,last_error,bad_requests}]}, last_resize, thresholds [{rule,state,last_value}]. An unknown value is null. Of an instance that ended only name, state
 and ending {status,reason,time} are known. States: starting, running, paused, stopping, stopped,
 failed.";
 
@@ -117,6 +119,7 @@ struct EndedStatus<'a> {
     vmm_pid: Option<i32>,
     cpus: Option<CpuStatus>,
     memory: Option<MemoryStatus>,
+    io: Option<IoStatus>,
     last_resize: Option<ResizeReport<InstanceSize>>,
     thresholds: [ThresholdStatus; 0],
     ending: Option<&'a Ending>,
@@ -132,6 +135,7 @@ impl<'a> EndedStatus<'a> {
             vmm_pid: None,
             cpus: None,
             memory: None,
+            io: None,
             last_resize: None,
             thresholds: [],
             ending: entry.ending.as_ref(),
@@ -175,6 +179,10 @@ fn describe(status: &InstanceStatus) -> String {
     );
     text.push_str(&size_table(&status.cpus, &status.memory));
     text.push_str("\n\n");
+    if !status.io.disks.is_empty() {
+        text.push_str(&disk_table(&status.io.disks));
+        text.push_str("\n\n");
+    }
     if let Some(report) = &status.last_resize {
         text.push_str(&format!("Last resize: {}\n", describe_resize(report)));
     }
@@ -199,6 +207,30 @@ fn describe(status: &InstanceStatus) -> String {
         &[2],
     ));
     text
+}
+
+fn disk_table(disks: &[DiskStatus]) -> String {
+    let row = |(number, disk): (usize, &DiskStatus)| {
+        let mut notes = Vec::new();
+        if disk.read_only {
+            notes.push("read-only".to_owned());
+        }
+        if let Some(error) = &disk.last_error {
+            notes.push(format!("{} failed, the last: {error}", disk.errors));
+        }
+        vec![
+            number.to_string(),
+            disk.path.display().to_string(),
+            output::size(disk.capacity),
+            disk.rate.to_string(),
+            output::size(Bytes(disk.read_bytes)),
+            output::size(Bytes(disk.written_bytes)),
+            notes.join(", "),
+        ]
+    };
+    let rows: Vec<_> = disks.iter().enumerate().map(row).collect();
+    let head = ["DISK", "PATH", "SIZE", "RATE", "READ", "WRITTEN", ""];
+    output::table(&head, &rows, &[0, 2, 3, 4, 5])
 }
 
 fn size_table(cpus: &CpuStatus, memory: &MemoryStatus) -> String {
@@ -244,11 +276,15 @@ pub fn describe_size(size: &InstanceSize) -> String {
         )
     });
     let memory = size.memory.map(|memory| memory.to_string());
-    match (cpus, memory) {
-        (Some(cpus), Some(memory)) => format!("{cpus} and {memory}"),
-        (Some(one), None) | (None, Some(one)) => one,
-        (None, None) => "nothing".to_owned(),
+    let disks = size.disk_rate.map(|wish| match wish.disk {
+        Some(number) => format!("{} for disk {number}", wish.rate),
+        None => format!("{} for all disks", wish.rate),
+    });
+    let parts: Vec<String> = [cpus, memory, disks].into_iter().flatten().collect();
+    if parts.is_empty() {
+        return "nothing".to_owned();
     }
+    parts.join(" and ")
 }
 
 /// How a resize ended, in one sentence.
@@ -283,7 +319,7 @@ pub mod tests {
     pub fn example() -> InstanceStatus {
         let size = |cpus| InstanceSize {
             cpus: Some(Cpus(cpus)),
-            memory: None,
+            ..InstanceSize::default()
         };
         InstanceStatus {
             name: "web".into(),
@@ -307,6 +343,27 @@ pub mod tests {
                 guest_total: None,
                 guest_available: Some(Bytes::mib(100)),
                 host_resident: Bytes::mib(90),
+            },
+            io: IoStatus {
+                disks: vec![DiskStatus {
+                    path: "/srv/data.img".into(),
+                    capacity: Bytes::mib(2048),
+                    read_only: true,
+                    serial: None,
+                    rate: "50M,2000iops".parse().unwrap(),
+                    engine: "io_uring".into(),
+                    direct: true,
+                    read_bytes: 3 << 20,
+                    written_bytes: 0,
+                    reads: 5,
+                    writes: 0,
+                    flushes: 0,
+                    discards: 0,
+                    throttled: 1,
+                    errors: 2,
+                    last_error: Some("Read: broken".into()),
+                    bad_requests: 0,
+                }],
             },
             last_resize: Some(ResizeReport {
                 outcome: Outcome::Partial,
@@ -344,6 +401,9 @@ pub mod tests {
             "/memory/guest_total",
             "/memory/guest_available",
             "/memory/host_resident",
+            "/io/disks/0/path",
+            "/io/disks/0/rate/bytes_per_s",
+            "/io/disks/0/errors",
             "/last_resize/outcome",
             "/thresholds/0/rule",
             "/thresholds/0/state",
@@ -370,6 +430,9 @@ pub mod tests {
             "quota 1.5",
             "unknown",
             "90M",
+            "/srv/data.img",
+            "50M,2000iops",
+            "read-only, 2 failed, the last: Read: broken",
         ] {
             assert!(text.contains(word), "{word} is missing in:\n{text}");
         }

@@ -82,6 +82,9 @@ pub fn words(kind: &EventKind) -> String {
         }
         EventKind::Held { cause, why } => format!("held, {why} ({})", condition(cause)),
         EventKind::GuestMemoryShort { evidence } => format!("guest short of memory: {evidence}"),
+        EventKind::DiskError { disk, error, .. } => {
+            format!("disk {} fails: {error}", disk.display())
+        }
         EventKind::Rebooted => "rebooted".into(),
         EventKind::Ended { reason, .. } => format!("ended: {reason}"),
     }

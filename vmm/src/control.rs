@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use concertina_api::disk::{DiskRate, DiskStatus};
 use concertina_api::vm::{
     BalloonStatistics, BalloonStatus, MemoryStatus, Outcome, ResizeReport, RunState, VcpuState,
     VcpuStatus, VcpuThread, VmDescription, VmResize, VmSize,
@@ -24,6 +25,7 @@ use crate::memory::{BLOCK_BYTES, GuestRam};
 use crate::plan::VmPlan;
 use crate::usage;
 use crate::virtio::balloon::BalloonController;
+use crate::virtio::block::BlockController;
 use crate::virtio::mem::MemController;
 
 /// Deadline of a resize that names none.
@@ -42,6 +44,7 @@ pub struct Control {
     event_device: Arc<EventDevice>,
     mem: Option<MemController>,
     balloon: BalloonController,
+    disks: Vec<BlockController>,
     cgroup: Option<Cgroup>,
     ram: Arc<GuestRam>,
     exit: ExitNotifier,
@@ -106,6 +109,7 @@ impl Control {
             event_device: machine.event_device.clone(),
             mem: machine.mem.clone(),
             balloon: machine.balloon.clone(),
+            disks: machine.disks.clone(),
             cgroup,
             ram: machine.ram.clone(),
             exit,
@@ -157,8 +161,22 @@ impl Control {
             quota: self.cgroup.as_ref().and_then(Cgroup::quota),
             memory: self.memory_status(),
             balloon: self.balloon_status(),
+            disks: self.disks(),
             guest_resident: Bytes(resident.guest_bytes),
             vmm_resident: Bytes(resident.vmm_bytes),
+        }
+    }
+
+    /// The disks as they are.
+    pub fn disks(&self) -> Vec<DiskStatus> {
+        self.disks.iter().map(BlockController::status).collect()
+    }
+
+    /// The disks that a wish names.
+    fn named_disks(&self, wish: &DiskRate) -> &[BlockController] {
+        match wish.disk {
+            None => &self.disks,
+            Some(number) => self.disks.get(number..=number).unwrap_or_default(),
         }
     }
 
@@ -184,6 +202,7 @@ impl Control {
             quota: wish.quota,
             memory: wish.memory,
             balloon: wish.balloon,
+            disk_rate: wish.disk_rate,
         };
         let before = self.size_of(&asked);
         let parts = match self.check(wish) {
@@ -211,6 +230,11 @@ impl Control {
             quota: asked.quota.and_then(|_| self.cgroup.as_ref()?.quota()),
             memory: asked.memory.map(|_| self.memory_status().plugged),
             balloon: asked.balloon.map(|_| self.balloon_status().actual),
+            disk_rate: asked.disk_rate.and_then(|wish| {
+                let first = self.named_disks(&wish).first()?;
+                let (disk, rate) = (wish.disk, first.rate());
+                Some(DiskRate { disk, rate })
+            }),
         }
     }
 
@@ -231,6 +255,18 @@ impl Control {
                 "Memory {memory} is not possible: this VM has {} to {}",
                 spec.boot_memory, spec.max_memory
             ));
+        }
+        if let Some(wish) = wish.disk_rate
+            && self.named_disks(&wish).is_empty()
+        {
+            let disks = self.disks.len();
+            return Err(match (wish.disk, disks) {
+                (Some(number), 1..) => format!(
+                    "Disk {number} is not there: this VM has disks 0 to {}",
+                    disks - 1
+                ),
+                _ => "A disk rate is not possible: this VM has no disks".into(),
+            });
         }
         if wish.quota.is_some() && self.cgroup.is_none() {
             return Err("A quota is not possible: this VM has no cgroup".into());
@@ -254,6 +290,13 @@ impl Control {
         let mut parts = Vec::new();
         if let Some(quota) = wish.quota {
             parts.push(self.set_quota(quota, timeline));
+        }
+        if let Some(wish) = wish.disk_rate {
+            for disk in self.named_disks(&wish) {
+                disk.set_rate(wish.rate);
+            }
+            timeline.note("disk_rate");
+            parts.push(Part::applied());
         }
         // All wishes first, then all waits.
         let vcpus_before = self.cpu_hotplug.progress();

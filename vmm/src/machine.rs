@@ -7,6 +7,7 @@ use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::Duration;
 
+use concertina_api::vm::VmSpec;
 use kvm_bindings::{
     KVM_CAP_DISABLE_QUIRKS2, KVM_MAX_CPUID_ENTRIES, KVM_X86_QUIRK_SLOT_ZAP_ALL, kvm_enable_cap,
     kvm_userspace_memory_region,
@@ -35,6 +36,7 @@ use crate::pci::{Ecam, PciBus, PciWindow};
 use crate::plan::VmPlan;
 use crate::virtio::VirtioDevice;
 use crate::virtio::balloon::{Balloon, BalloonController};
+use crate::virtio::block::{Block, BlockController};
 use crate::virtio::mem::{Mem, MemController};
 use crate::virtio::pci::{BAR_BYTES, VirtioPci, VirtioRunner};
 use crate::virtio::rng::Rng;
@@ -54,6 +56,8 @@ pub struct Machine {
     pub mem: Option<MemController>,
     /// Balloon.
     pub balloon: BalloonController,
+    /// Disks, in the order of the specification.
+    pub disks: Vec<BlockController>,
     /// Devices on the event loop.
     pub runners: Vec<VirtioRunner>,
     /// Console, and the descriptor that says that output waits.
@@ -231,14 +235,23 @@ struct Devices {
     pci: PciBus,
     mem: Option<MemController>,
     balloon: BalloonController,
+    disks: Vec<BlockController>,
 }
 
-fn create_devices(vm: &Arc<VmFd>, memory: Memory, max_memory: u64) -> Result<Devices, VmmError> {
+fn create_devices(vm: &Arc<VmFd>, memory: Memory, spec: &VmSpec) -> Result<Devices, VmmError> {
     let no_event = || VmmError::host("Event descriptor of a device cannot be made");
-    let balloon = Balloon::new(max_memory).map_err(no_event())?;
+    let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+    // Disks come first, so that their places and names do not depend on what else there is.
+    let mut disks = Vec::new();
+    for disk in &spec.disks {
+        let device = Block::new(disk)?;
+        disks.push(device.controller());
+        devices.push(Box::new(device));
+    }
+    let balloon = Balloon::new(spec.max_memory.get()).map_err(no_event())?;
     let balloon_controller = balloon.controller();
-    let mut devices: Vec<Box<dyn VirtioDevice>> =
-        vec![Box::new(balloon), Box::new(Rng::new().map_err(no_event())?)];
+    devices.push(Box::new(balloon));
+    devices.push(Box::new(Rng::new().map_err(no_event())?));
     let mut mem = None;
     if let Some(elastic) = memory.elastic {
         let device = Mem::new(elastic).map_err(no_event())?;
@@ -260,6 +273,7 @@ fn create_devices(vm: &Arc<VmFd>, memory: Memory, max_memory: u64) -> Result<Dev
         pci,
         mem,
         balloon: balloon_controller,
+        disks,
     })
 }
 
@@ -319,7 +333,7 @@ impl Machine {
         let (port, output_ready) =
             SerialPort::new(serial_line).map_err(VmmError::host("Serial port cannot be made"))?;
         let event_device = Arc::new(EventDevice::new(interrupt_line(&vm, layout::GED_IRQ)?));
-        let devices = create_devices(&vm, memory, spec.max_memory.get())?;
+        let devices = create_devices(&vm, memory, spec)?;
 
         let mut pio = Bus::default();
         let ports: [(u16, u64, Arc<dyn BusDevice>); 3] = [
@@ -357,6 +371,7 @@ impl Machine {
             runners,
             mem,
             balloon,
+            disks,
             ..
         } = devices;
         Ok(Self {
@@ -365,6 +380,7 @@ impl Machine {
             event_device,
             mem,
             balloon,
+            disks,
             runners,
             console,
             ram,

@@ -1,6 +1,7 @@
 //! The plan: a specification checked and resolved, before anything is made.
 
 use concertina_api::Bytes;
+use concertina_api::disk::DISKS_MAX;
 use concertina_api::vm::VmSpec;
 
 use crate::error::VmmError;
@@ -47,6 +48,12 @@ impl VmPlan {
             return refuse(format!(
                 "Memory {boot}..{max} is not allowed: both bounds must be multiples of {}",
                 Bytes(BLOCK_BYTES)
+            ));
+        }
+        if spec.disks.len() > DISKS_MAX {
+            return refuse(format!(
+                "{} disks are not allowed: at most {DISKS_MAX}",
+                spec.disks.len()
             ));
         }
         // Whole slots, so that guests whose memory blocks are larger than ours can use all of it; what

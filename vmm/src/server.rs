@@ -37,6 +37,7 @@ fn answer(control: &Control, request: &Request) -> Response {
     let done = || Response::empty(204);
     match (request.path.as_str(), &request.method) {
         ("/v1/vm", Method::Get) => Response::json(200, &control.describe()),
+        ("/v1/vm/disks", Method::Get) => Response::json(200, &control.disks()),
         ("/v1/vm/resize", Method::Put) => match request.json::<VmResize>() {
             Ok(wish) => Response::json(200, &control.resize(&wish)),
             Err(response) => response,
@@ -63,6 +64,7 @@ fn answer(control: &Control, request: &Request) -> Response {
         }
         (
             "/v1/vm"
+            | "/v1/vm/disks"
             | "/v1/vm/resize"
             | "/v1/vm/balloon/statistics"
             | "/v1/vm/pause"

@@ -13,8 +13,9 @@ use super::CgroupError;
 use super::hierarchy::{Hierarchy, make_dir};
 use concertina_api::Bytes;
 
-/// Threads of the vmm beyond its vCPUs: event loop, API connections, console, and spare.
-const EXTRA_THREADS: u32 = 32;
+/// Threads of the vmm beyond its vCPUs: event loop, API connections, console, disks (one each, and
+/// those that the kernel adds for io_uring), and spare.
+const EXTRA_THREADS: u32 = 64;
 /// How often a parent that vanishes is made again.
 const PARENT_TRIES: u32 = 16;
 /// How long a killed process may take to leave its group.

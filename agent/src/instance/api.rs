@@ -38,8 +38,11 @@ fn resize(core: &Core, request: &Request) -> Response {
         Ok(wish) => wish,
         Err(response) => return response,
     };
-    if wish.cpus.is_none() && wish.memory.is_none() {
-        return Response::problem(400, "Resize names no size: give cpus, memory, or both");
+    if wish.cpus.is_none() && wish.memory.is_none() && wish.disk_rate.is_none() {
+        return Response::problem(
+            400,
+            "Resize names no size: give cpus, memory, disk_rate, or several of them",
+        );
     }
     let timeout_ms = wish.timeout_ms.unwrap_or(DEFAULT_RESIZE_TIMEOUT_MS);
     if !(1..=MAX_TIMEOUT_MS).contains(&timeout_ms) {
@@ -56,7 +59,8 @@ fn resize(core: &Core, request: &Request) -> Response {
         );
         return Response::problem(409, detail);
     }
-    let order = Order::manual(wish.cpus, wish.memory, Duration::from_millis(timeout_ms));
+    let order = Order::manual(wish.cpus, wish.memory, Duration::from_millis(timeout_ms))
+        .with_disk_rate(wish.disk_rate);
     let report = core.resizer.carry_out(&order);
     core.commit_wakeup.set();
     Response::json(200, &report)

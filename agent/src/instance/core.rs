@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use concertina_api::instance::{
-    CpuStatus, InstanceState, InstanceStatus, MemoryStatus, ThresholdStatus,
+    CpuStatus, InstanceState, InstanceStatus, IoStatus, MemoryStatus, ThresholdStatus,
 };
 use concertina_api::policy::Policy;
 use concertina_api::vm::{BalloonStatistics, RunState, VmDescription, VmSpec};
@@ -247,6 +247,9 @@ impl Core {
                 guest_total: guest("total_memory"),
                 guest_available: guest("available_memory"),
                 host_resident: seen.map_or(Bytes(0), |vm| vm.guest_resident),
+            },
+            io: IoStatus {
+                disks: seen.map_or_else(Vec::new, |vm| vm.disks.clone()),
             },
             last_resize: self.resizer.last_report(),
             thresholds: live.thresholds.clone(),

@@ -10,6 +10,7 @@
 
 mod api;
 mod core;
+mod disks;
 mod keeper;
 mod news;
 mod stop;

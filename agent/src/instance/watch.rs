@@ -18,6 +18,7 @@ use concertina_api::policy::{Axis, Direction, Metric, Policy, Rule};
 use concertina_api::vm::{RunState, VmDescription};
 
 use super::core::Core;
+use super::disks::DiskWatch;
 use super::news::News;
 use crate::plan::memory::Held as HeldMemory;
 use crate::policy::{Decision, MemoryShort, Observations, PolicyState, Size, Wish, decide};
@@ -103,6 +104,7 @@ struct Watcher {
     guest_is_up: bool,
     is_braked: bool,
     balloon_before: u64,
+    disks: DiskWatch,
 }
 
 impl Watcher {
@@ -131,6 +133,7 @@ impl Watcher {
             guest_is_up: false,
             is_braked: false,
             balloon_before: 0,
+            disks: DiskWatch::new(&seen.disks),
         })
     }
 
@@ -148,6 +151,9 @@ impl Watcher {
                 next += period;
             }
             let changed = self.take_commits();
+            if due {
+                self.look_at_disks(now);
+            }
             if due || changed || waited.unwrap_or(false) {
                 self.look();
             }
@@ -233,6 +239,20 @@ impl Watcher {
                      met {braked} times since the last look"
                 ),
             });
+        }
+    }
+
+    /// Says when a disk's image or device begins to fail.
+    fn look_at_disks(&mut self, now: Instant) {
+        if self.disks.is_empty() {
+            return;
+        }
+        // What cannot be asked now is seen the next time: the counters only grow.
+        let Ok(seen) = self.core.vmm.disks() else {
+            return;
+        };
+        for event in self.disks.look(&seen, now) {
+            self.core.events.append(event);
         }
     }
 
@@ -389,6 +409,7 @@ fn order<T>(wish: Wish<T>, put: impl FnOnce(&mut Order, T)) -> (Order, Direction
     let mut order = Order {
         cpus: None,
         memory: None,
+        disk_rate: None,
         timeout,
         cause: Cause::Rules(wish.causes),
         note: (!wish.notes.is_empty()).then(|| wish.notes.join("; ")),

@@ -21,7 +21,7 @@ pub enum LaunchError {
     /// A file that the request names is unusable.
     #[error("{what} {path} {problem}")]
     File {
-        /// `Kernel` or `Initrd`.
+        /// `Kernel`, `Initrd` or `Disk`.
         what: &'static str,
         /// The file.
         path: PathBuf,

@@ -10,6 +10,7 @@
 
 mod bounds;
 mod cmdline;
+mod disks;
 mod error;
 mod host;
 mod images;
@@ -19,6 +20,7 @@ mod tests;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use concertina_api::disk::DiskSpec;
 use concertina_api::policy::Policy;
 use concertina_api::vm::VmSpec;
 
@@ -44,6 +46,8 @@ pub struct LaunchSpec {
     pub initrd: Option<PathBuf>,
     /// What is appended to our kernel command line.
     pub append: Option<String>,
+    /// Disks, in the order in which the guest finds them.
+    pub disks: Vec<DiskSpec>,
     /// Bounds and rules.
     pub policy: Policy,
     /// The folder of all instances; made when it is not there.
@@ -73,6 +77,10 @@ pub(crate) fn prepare_on(host: &Host, mut spec: LaunchSpec) -> Result<Instance, 
         spec.initrd.as_deref(),
         spec.policy.bounds.memory.min,
     )?;
+    for disk in &mut spec.disks {
+        disk.path = host::absolute(&disk.path)?;
+    }
+    disks::check(&spec.disks)?;
     let vm = vm_spec(&spec, &paths)?;
     host.check_kvm()?;
     let tree = host.cgroups()?;
@@ -118,6 +126,7 @@ fn vm_spec(spec: &LaunchSpec, paths: &InstancePaths) -> Result<VmSpec, LaunchErr
         api_socket: paths.vmm_socket.clone(),
         console_socket: Some(paths.console_socket.clone()),
         console_log: Some(paths.console_log.clone()),
+        disks: spec.disks.clone(),
         cgroup: None,
     })
 }

@@ -46,6 +46,7 @@ fn bench(behaviour: &str) -> Bench {
             kernel,
             initrd: None,
             append: None,
+            disks: Vec::new(),
             policy: Policy::new(bounds),
             state_dir: temp.path().join("state"),
             vmm_command: process_command(behaviour),
@@ -228,10 +229,12 @@ fn a_resize_by_hand_is_carried_out_and_told() {
     let wish = InstanceResize {
         cpus: Some(Cpus(2500)),
         memory: Some(Bytes::mib(512)),
+        disk_rate: Some("1=20M".parse().unwrap()),
         timeout_ms: None,
     };
     let report = client::resize(instance.paths(), &wish).unwrap();
     assert_eq!(report.outcome, Outcome::Applied, "{report:?}");
+    assert_eq!(report.got.disk_rate, wish.disk_rate);
     assert!(report.timeline_ms.contains_key("total"));
     let status = client::status(instance.paths()).unwrap();
     assert_eq!((status.cpus.online, status.cpus.target), (3, Cpus(2500)));

@@ -10,6 +10,7 @@
 pub mod capacity;
 pub mod cpu;
 pub mod guest;
+pub mod io;
 pub mod memory;
 pub mod report;
 #[cfg(test)]
@@ -20,6 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use concertina_api::disk::DiskRate;
 use concertina_api::event::EventKind;
 use concertina_api::instance::InstanceSize;
 use concertina_api::policy::step::MEMORY_STEP;
@@ -30,7 +32,7 @@ use concertina_api::{Bounds, Bytes, Cpus};
 use self::capacity::Capacity;
 use self::cpu::CpuAxis;
 use self::memory::{MemoryAxis, Pace};
-use self::report::{AxisReport, Timeline, combine};
+use self::report::{Axes, AxisReport, Timeline, combine};
 use crate::cgroup::{CgroupError, InstanceGroup};
 use crate::events::EventLog;
 use crate::plan::cpu::rung;
@@ -58,6 +60,8 @@ pub struct Order {
     pub cpus: Option<Cpus>,
     /// Memory; absent: as it is.
     pub memory: Option<Bytes>,
+    /// Limit of disks; absent: as it is.
+    pub disk_rate: Option<DiskRate>,
     /// Deadline of the whole.
     pub timeout: Duration,
     /// Who wants it.
@@ -72,10 +76,17 @@ impl Order {
         Self {
             cpus,
             memory,
+            disk_rate: None,
             timeout,
             cause: Cause::Manual,
             note: None,
         }
+    }
+
+    /// And this limit of disks.
+    pub fn with_disk_rate(mut self, rate: Option<DiskRate>) -> Self {
+        self.disk_rate = rate;
+        self
     }
 
     fn is_manual(&self) -> bool {
@@ -106,6 +117,7 @@ pub struct Resizer {
     hold: Duration,
     events: Arc<EventLog>,
     capacity: Box<dyn Capacity>,
+    vmm: VmmClient,
     cpu: Mutex<CpuAxis>,
     memory: Mutex<MemoryAxis>,
     /// Orders that want the memory axis more than a shrink does.
@@ -142,7 +154,8 @@ impl Resizer {
             events,
             capacity,
             cpu: Mutex::new(CpuAxis::new(vmm.clone(), first.cpus)),
-            memory: Mutex::new(MemoryAxis::new(vmm, group, bounds.memory)),
+            memory: Mutex::new(MemoryAxis::new(vmm.clone(), group, bounds.memory)),
+            vmm,
             memory_claims: AtomicU32::new(0),
             size: Mutex::new(first),
             target: Mutex::new(first),
@@ -237,12 +250,16 @@ impl Resizer {
         let asked = InstanceSize {
             cpus: order.cpus,
             memory: order.memory,
+            disk_rate: order.disk_rate,
         };
         if let Err(reason) = self.check(order) {
             return self.refuse(asked, reason, timeline);
         }
         let before = self.size();
         let resident_before = self.resident();
+        let disk = order
+            .disk_rate
+            .map(|wish| io::set_disk_rate(&self.vmm, wish, timeline.clone()));
         let (cpu, memory) = thread::scope(|scope| {
             let cpu = order.cpus.map(|target| {
                 let timeline = timeline.clone();
@@ -265,7 +282,8 @@ impl Resizer {
                 AxisReport::refused(before.cpus, reason, timeline.clone())
             })
         });
-        let report = combine(asked, cpu, memory, timeline);
+        let axes = Axes { cpu, memory, disk };
+        let report = combine(asked, axes, timeline);
         self.finish(order, before, resident_before, report)
     }
 
@@ -285,9 +303,14 @@ impl Resizer {
         let asked = InstanceSize {
             cpus: Some(size),
             memory: None,
+            disk_rate: None,
         };
         let timeline = report.timeline.clone();
-        let report = combine(asked, Some(report), None, timeline);
+        let axes = Axes {
+            cpu: Some(report),
+            ..Axes::default()
+        };
+        let report = combine(asked, axes, timeline);
         self.events.append(EventKind::Resized {
             cause: "shrink_window".into(),
             note: Some(format!(
@@ -418,6 +441,7 @@ impl Resizer {
             got: InstanceSize {
                 cpus: asked.cpus.map(|_| size.cpus),
                 memory: asked.memory.map(|_| size.memory),
+                disk_rate: None,
             },
             reason: Some(reason),
             ost: None,
@@ -444,6 +468,7 @@ impl Resizer {
             before: InstanceSize {
                 cpus: order.cpus.map(|_| before.cpus),
                 memory: order.memory.map(|_| before.memory),
+                disk_rate: None,
             },
             report: report.clone(),
             resident_before,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+use concertina_api::disk::DiskRate;
 use concertina_api::instance::InstanceSize;
 use concertina_api::vm::{Outcome, ResizeReport};
 use concertina_api::{Bytes, Cpus};
@@ -122,24 +123,38 @@ pub fn judge<T: PartialEq>(asked: &T, before: &T, got: &T, failure: Outcome) -> 
     }
 }
 
+/// The axes that were asked.
+#[derive(Debug, Default)]
+pub struct Axes {
+    /// CPUs.
+    pub cpu: Option<AxisReport<Cpus>>,
+    /// Memory.
+    pub memory: Option<AxisReport<Bytes>>,
+    /// Limit of disks; it got nothing when it was refused.
+    pub disk: Option<AxisReport<Option<DiskRate>>>,
+}
+
 /// One report of the axes that were asked.
 pub fn combine(
     asked: InstanceSize,
-    cpu: Option<AxisReport<Cpus>>,
-    memory: Option<AxisReport<Bytes>>,
+    axes: Axes,
     mut timeline: Timeline,
 ) -> ResizeReport<InstanceSize> {
+    let Axes { cpu, memory, disk } = axes;
     let got = InstanceSize {
         cpus: cpu.as_ref().map(|r| r.got),
         memory: memory.as_ref().map(|r| r.got),
+        disk_rate: disk.as_ref().and_then(|r| r.got),
     };
     let outcomes = [
         cpu.as_ref().map(|r| r.outcome),
         memory.as_ref().map(|r| r.outcome),
+        disk.as_ref().map(|r| r.outcome),
     ];
     let reasons: Vec<String> = [
         cpu.as_ref().and_then(|r| r.reason.clone()),
         memory.as_ref().and_then(|r| r.reason.clone()),
+        disk.as_ref().and_then(|r| r.reason.clone()),
     ]
     .into_iter()
     .flatten()
@@ -151,9 +166,12 @@ pub fn combine(
     if let Some(report) = memory {
         timeline.merge(report.timeline);
     }
+    if let Some(report) = disk {
+        timeline.merge(report.timeline);
+    }
     timeline.note("total");
     ResizeReport {
-        outcome: combine_outcomes(outcomes),
+        outcome: combine_outcomes(outcomes.into_iter().flatten()),
         asked,
         got,
         reason: (!reasons.is_empty()).then(|| reasons.join("; ")),
@@ -162,21 +180,20 @@ pub fn combine(
     }
 }
 
-/// Both the same: that. One of two applied, or both in part: partial.
-fn combine_outcomes(outcomes: [Option<Outcome>; 2]) -> Outcome {
-    match outcomes {
-        [Some(one), None] | [None, Some(one)] => one,
-        [Some(a), Some(b)] if a == b => a,
-        [None, None] => Outcome::Applied,
-        [Some(a), Some(b)]
-            if [a, b]
-                .iter()
-                .any(|o| matches!(o, Outcome::Applied | Outcome::Partial)) =>
-        {
-            Outcome::Partial
-        }
-        [Some(a), Some(_)] => a,
-    }
+/// All the same: that. Some applied, or in part: partial. None: the first says why.
+fn combine_outcomes(outcomes: impl Iterator<Item = Outcome>) -> Outcome {
+    let reached = |outcome| matches!(outcome, Outcome::Applied | Outcome::Partial);
+    outcomes
+        .reduce(|all, one| {
+            if all == one {
+                all
+            } else if reached(all) || reached(one) {
+                Outcome::Partial
+            } else {
+                all
+            }
+        })
+        .unwrap_or(Outcome::Applied)
 }
 
 #[cfg(test)]
@@ -194,10 +211,13 @@ mod tests {
     #[test]
     fn one_axis_applied_and_one_not_is_partial() {
         use Outcome::*;
-        assert_eq!(combine_outcomes([Some(Applied), Some(Refused)]), Partial);
-        assert_eq!(combine_outcomes([Some(Applied), Some(Applied)]), Applied);
-        assert_eq!(combine_outcomes([Some(Refused), Some(TimedOut)]), Refused);
-        assert_eq!(combine_outcomes([None, Some(TimedOut)]), TimedOut);
+        let combine = |outcomes: &[Outcome]| combine_outcomes(outcomes.iter().copied());
+        assert_eq!(combine(&[Applied, Refused]), Partial);
+        assert_eq!(combine(&[Refused, TimedOut, Applied]), Partial);
+        assert_eq!(combine(&[Applied, Applied]), Applied);
+        assert_eq!(combine(&[Refused, TimedOut]), Refused);
+        assert_eq!(combine(&[TimedOut]), TimedOut);
+        assert_eq!(combine(&[]), Applied);
     }
 
     #[test]

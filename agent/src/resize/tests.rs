@@ -60,6 +60,7 @@ impl Bench {
         self.resizer.carry_out(&Order {
             cpus: cpus.map(Cpus),
             memory: memory_mib.map(Bytes::mib),
+            disk_rate: None,
             timeout: Duration::from_secs(3),
             cause: Cause::Rules(vec!["rule".into()]),
             note: None,

@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use concertina_api::disk::DiskStatus;
 use concertina_api::vm::{BalloonStatistics, ResizeReport, VmDescription, VmResize};
 use concertina_http::{HttpError, Method, client};
 
@@ -34,6 +35,11 @@ impl VmmClient {
     /// The VM as it is.
     pub fn describe(&self) -> Result<VmDescription, HttpError> {
         client::get_json(&self.socket, "/v1/vm", self.answer_timeout)
+    }
+
+    /// Its disks as they are.
+    pub fn disks(&self) -> Result<Vec<DiskStatus>, HttpError> {
+        client::get_json(&self.socket, "/v1/vm/disks", self.answer_timeout)
     }
 
     /// What the guest's balloon driver says of its memory.

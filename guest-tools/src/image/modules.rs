@@ -14,8 +14,9 @@ use super::signature;
 
 /// Without these there is no Concertina guest.
 const REQUIRED: [&str; 2] = ["virtio_pci", "virtio_mem"];
-/// These make it better: the balloon, entropy, and the power button.
-const OPTIONAL: [&str; 3] = ["virtio_balloon", "virtio_rng", "button"];
+/// These make it better: the balloon, entropy, the power button, and drivers that the guest loads
+/// where there is a device for them.
+const OPTIONAL: [&str; 4] = ["virtio_balloon", "virtio_rng", "button", "virtio_blk"];
 const SUFFIXES: [&str; 4] = [".ko", ".ko.xz", ".ko.zst", ".ko.gz"];
 
 /// A module, ready for the guest.
@@ -232,7 +233,7 @@ mod tests {
         );
         assert_eq!(
             selection.missing,
-            ["virtio_balloon", "virtio_rng", "button"]
+            ["virtio_balloon", "virtio_rng", "button", "virtio_blk"]
         );
     }
 

@@ -2,7 +2,9 @@
 //!
 //! Order (nothing that the guest can reach is ever without memory, nothing that it gave up stays):
 //! plug = allow access → give the slot to KVM if it is its first block → mark;
-//! unplug = unmark → take the slot from KVM if it was its last block → discard → forbid access.
+//! unplug = unmark → take the slot from KVM if it was its last block → forbid access → discard.
+//! Access goes before the pages do: a request of another device that is still under way in a block
+//! (the kernel's, on our behalf) then fails, and cannot bring back a page that was just discarded.
 
 use std::io;
 use std::sync::Arc;
@@ -171,7 +173,9 @@ impl ElasticMemory {
             }
         }
         let (offset, len) = (first * BLOCK_BYTES, count * BLOCK_BYTES);
-        self.mapping.discard(offset, len)?;
-        self.mapping.forbid(offset, len)
+        self.mapping.forbid(offset, len)?;
+        self.mapping.discard(offset, len).inspect_err(|_| {
+            let _ = self.mapping.allow(offset, len);
+        })
     }
 }

@@ -13,7 +13,8 @@ use super::{BLOCK_BYTES, Mapping};
 /// One bit a block: is it plugged?
 ///
 /// Written by the virtio-mem device, read by every device that follows an address of the guest. Both
-/// run on the event loop thread, so a block cannot go away between the check and the access.
+/// run on the event loop thread, so a block cannot go away between the check and the access. What the
+/// host's kernel is given to do later is another matter, of which `virtio::block::buffers` tells.
 #[derive(Debug)]
 pub struct PluggedBlocks {
     words: Vec<AtomicU64>,

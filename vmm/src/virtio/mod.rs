@@ -8,8 +8,12 @@
 //! takes only short locks. Everything else (activation, queues, reset) runs on the event loop thread.
 
 pub mod balloon;
+pub mod block;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod mem;
 pub mod pci;
+pub mod rate;
 pub mod rng;
 
 use std::os::fd::RawFd;
