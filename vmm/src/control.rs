@@ -25,6 +25,7 @@ use crate::plan::VmPlan;
 use crate::usage;
 use crate::virtio::balloon::BalloonController;
 use crate::virtio::mem::MemController;
+use crate::virtio::vsock::VsockCounters;
 
 /// Deadline of a resize that names none.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -42,6 +43,7 @@ pub struct Control {
     event_device: Arc<EventDevice>,
     mem: Option<MemController>,
     balloon: BalloonController,
+    vsock: Option<Arc<VsockCounters>>,
     cgroup: Option<Cgroup>,
     ram: Arc<GuestRam>,
     exit: ExitNotifier,
@@ -106,6 +108,7 @@ impl Control {
             event_device: machine.event_device.clone(),
             mem: machine.mem.clone(),
             balloon: machine.balloon.clone(),
+            vsock: machine.vsock.clone(),
             cgroup,
             ram: machine.ram.clone(),
             exit,
@@ -157,6 +160,7 @@ impl Control {
             quota: self.cgroup.as_ref().and_then(Cgroup::quota),
             memory: self.memory_status(),
             balloon: self.balloon_status(),
+            vsock: self.vsock.as_ref().map(|counters| counters.status()),
             guest_resident: Bytes(resident.guest_bytes),
             vmm_resident: Bytes(resident.vmm_bytes),
         }

@@ -7,6 +7,7 @@ use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::Duration;
 
+use concertina_api::vm::{VmSpec, VsockSpec};
 use kvm_bindings::{
     KVM_CAP_DISABLE_QUIRKS2, KVM_MAX_CPUID_ENTRIES, KVM_X86_QUIRK_SLOT_ZAP_ALL, kvm_enable_cap,
     kvm_userspace_memory_region,
@@ -38,6 +39,7 @@ use crate::virtio::balloon::{Balloon, BalloonController};
 use crate::virtio::mem::{Mem, MemController};
 use crate::virtio::pci::{BAR_BYTES, VirtioPci, VirtioRunner};
 use crate::virtio::rng::Rng;
+use crate::virtio::vsock::{Vsock, VsockCounters};
 
 /// First KVM memory slot of the elastic region; boot RAM has those below.
 const FIRST_ELASTIC_SLOT: u32 = 8;
@@ -54,6 +56,8 @@ pub struct Machine {
     pub mem: Option<MemController>,
     /// Balloon.
     pub balloon: BalloonController,
+    /// Counters of the sockets, if there are any.
+    pub vsock: Option<Arc<VsockCounters>>,
     /// Devices on the event loop.
     pub runners: Vec<VirtioRunner>,
     /// Console, and the descriptor that says that output waits.
@@ -231,11 +235,17 @@ struct Devices {
     pci: PciBus,
     mem: Option<MemController>,
     balloon: BalloonController,
+    vsock: Option<Arc<VsockCounters>>,
 }
 
-fn create_devices(vm: &Arc<VmFd>, memory: Memory, max_memory: u64) -> Result<Devices, VmmError> {
+fn create_vsock(spec: &VsockSpec) -> Result<Vsock, VmmError> {
+    let what = format!("Socket '{}' cannot be made", spec.socket.display());
+    Vsock::new(spec.cid, &spec.socket).map_err(VmmError::host(what))
+}
+
+fn create_devices(vm: &Arc<VmFd>, memory: Memory, spec: &VmSpec) -> Result<Devices, VmmError> {
     let no_event = || VmmError::host("Event descriptor of a device cannot be made");
-    let balloon = Balloon::new(max_memory).map_err(no_event())?;
+    let balloon = Balloon::new(spec.max_memory.get()).map_err(no_event())?;
     let balloon_controller = balloon.controller();
     let mut devices: Vec<Box<dyn VirtioDevice>> =
         vec![Box::new(balloon), Box::new(Rng::new().map_err(no_event())?)];
@@ -245,6 +255,9 @@ fn create_devices(vm: &Arc<VmFd>, memory: Memory, max_memory: u64) -> Result<Dev
         mem = Some(device.controller());
         devices.push(Box::new(device));
     }
+    let vsock = spec.vsock.as_ref().map(create_vsock).transpose()?;
+    let vsock_counters = vsock.as_ref().map(Vsock::counters);
+    devices.extend(vsock.map(|device| Box::new(device) as Box<dyn VirtioDevice>));
     let routes = Arc::new(Routes::new(vm.clone()));
     let mut pci = PciBus::default();
     let mut runners = Vec::new();
@@ -260,6 +273,7 @@ fn create_devices(vm: &Arc<VmFd>, memory: Memory, max_memory: u64) -> Result<Dev
         pci,
         mem,
         balloon: balloon_controller,
+        vsock: vsock_counters,
     })
 }
 
@@ -319,7 +333,7 @@ impl Machine {
         let (port, output_ready) =
             SerialPort::new(serial_line).map_err(VmmError::host("Serial port cannot be made"))?;
         let event_device = Arc::new(EventDevice::new(interrupt_line(&vm, layout::GED_IRQ)?));
-        let devices = create_devices(&vm, memory, spec.max_memory.get())?;
+        let devices = create_devices(&vm, memory, spec)?;
 
         let mut pio = Bus::default();
         let ports: [(u16, u64, Arc<dyn BusDevice>); 3] = [
@@ -357,6 +371,7 @@ impl Machine {
             runners,
             mem,
             balloon,
+            vsock,
             ..
         } = devices;
         Ok(Self {
@@ -365,6 +380,7 @@ impl Machine {
             event_device,
             mem,
             balloon,
+            vsock,
             runners,
             console,
             ram,

@@ -80,7 +80,9 @@ pub(super) fn absolute(path: &Path) -> Result<PathBuf, LaunchError> {
 
 /// Unix sockets have short paths, and what the system says of a long one names no file.
 pub(super) fn check_socket_paths(paths: &InstancePaths) -> Result<(), LaunchError> {
-    let longest = &paths.console_socket;
+    // Any program of the host may listen to the guest on a port of up to ten digits.
+    let mut longest = paths.vsock_socket.clone();
+    longest.as_mut_os_string().push("_4294967295");
     let bytes = longest.as_os_str().len();
     if bytes > SOCKET_PATH_MAX_BYTES {
         return Err(LaunchError::Request(format!(

@@ -352,7 +352,10 @@ mod tests {
         );
         let names: Vec<&str> = one.modules.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["virtio_pci", "virtio_mem", "button"]);
-        assert_eq!(one.missing, ["virtio_balloon", "virtio_rng"]);
+        assert_eq!(
+            one.missing,
+            ["virtio_balloon", "virtio_rng", "vmw_vsock_virtio_transport"]
+        );
         assert_eq!(one.release, "6.1-test");
     }
 

@@ -14,8 +14,13 @@ use super::signature;
 
 /// Without these there is no Concertina guest.
 const REQUIRED: [&str; 2] = ["virtio_pci", "virtio_mem"];
-/// These make it better: the balloon, entropy, and the power button.
-const OPTIONAL: [&str; 3] = ["virtio_balloon", "virtio_rng", "button"];
+/// These make it better: the balloon, entropy, the power button, and sockets to the host.
+const OPTIONAL: [&str; 4] = [
+    "virtio_balloon",
+    "virtio_rng",
+    "button",
+    "vmw_vsock_virtio_transport",
+];
 const SUFFIXES: [&str; 4] = [".ko", ".ko.xz", ".ko.zst", ".ko.gz"];
 
 /// A module, ready for the guest.
@@ -230,10 +235,7 @@ mod tests {
                 "virtio_mem"
             ]
         );
-        assert_eq!(
-            selection.missing,
-            ["virtio_balloon", "virtio_rng", "button"]
-        );
+        assert_eq!(selection.missing, OPTIONAL);
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub mod balloon;
 pub mod mem;
 pub mod pci;
 pub mod rng;
+pub mod vsock;
 
 use std::os::fd::RawFd;
 use std::sync::Arc;
