@@ -16,3 +16,4 @@ mod permissions;
 mod quota;
 mod thresholds;
 mod vcpu;
+mod vsock;

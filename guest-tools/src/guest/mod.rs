@@ -16,3 +16,4 @@ pub mod prompt;
 pub mod status;
 pub mod sys;
 pub mod uevent;
+pub mod vsock;

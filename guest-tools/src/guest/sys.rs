@@ -1,6 +1,9 @@
 //! The system calls that the standard library has no name for, each as a safe function.
 //!
-//! Everything unsafe of the guest program is in this file, apart from `pre_exec` in `console`.
+//! Everything unsafe of the guest program is in this file and below it, apart from `pre_exec` in
+//! `console`.
+
+pub mod vsock;
 
 use std::ffi::CStr;
 use std::fs::File;
