@@ -21,8 +21,8 @@ Examples:
   concertina status web --json | jq .cpus.online
 
 JSON fields: name, state, uptime_ms, cpus {min,max,target,online,quota}, memory {min,max,target,
-plugged,balloon,guest_total,guest_available,host_resident} in bytes, last_resize, thresholds
-[{rule,state,last_value}]. An unknown value is null. Of an instance that ended only name, state
+plugged,balloon,guest_total,guest_available,host_resident} in bytes, guest (what the agent in the
+guest says, or null), last_resize, thresholds [{rule,state,last_value}]. An unknown value is null. Of an instance that ended only name, state
 and ending {status,reason,time} are known. States: starting, running, paused, stopping, stopped,
 failed.";
 
@@ -308,6 +308,7 @@ pub mod tests {
                 guest_available: Some(Bytes::mib(100)),
                 host_resident: Bytes::mib(90),
             },
+            guest: None,
             last_resize: Some(ResizeReport {
                 outcome: Outcome::Partial,
                 asked: size(2000),

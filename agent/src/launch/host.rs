@@ -36,7 +36,8 @@ impl Host {
 
     /// What an instance's metrics can be told from.
     pub(super) fn sources(&self) -> Sources {
-        let sources = Sources::without_guest_agent();
+        // Whether the guest's program speaks is seen later; until then its metrics are unknown.
+        let sources = Sources::all();
         // A kernel without pressure information, or booted with psi=0.
         if self.pressure.exists() {
             sources

@@ -100,6 +100,8 @@ pub struct InstancePaths {
     pub console_socket: PathBuf,
     /// Sockets of the guest's ports; who listens to the guest on port N does it on this path with `_N`.
     pub vsock_socket: PathBuf,
+    /// Where the program in the guest reaches the supervisor: its port of the sockets above.
+    pub channel_socket: PathBuf,
     /// Copy of the serial output.
     pub console_log: PathBuf,
     /// Events, one JSON object a line.
@@ -122,6 +124,7 @@ impl InstancePaths {
             vmm_socket: dir.join("vmm.sock"),
             console_socket: dir.join("console.sock"),
             vsock_socket: dir.join("vsock.sock"),
+            channel_socket: dir.join(format!("vsock.sock_{}", concertina_guest::channel::PORT)),
             console_log: dir.join("console.log"),
             events: dir.join("events.jsonl"),
             agent_log: dir.join("agent.log"),
@@ -138,6 +141,7 @@ impl InstancePaths {
             &self.vmm_socket,
             &self.console_socket,
             &self.vsock_socket,
+            &self.channel_socket,
             &self.vm_spec,
         ] {
             let _ = fs::remove_file(path);
