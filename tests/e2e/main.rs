@@ -10,6 +10,7 @@ mod support;
 mod bad_input;
 mod balloon;
 mod boot;
+mod channel;
 mod lifecycle;
 mod memory;
 mod permissions;
