@@ -343,7 +343,7 @@ impl Connection {
             let asked = std::mem::replace(&mut self.credit_requested, true);
             return (!asked).then(|| packet(op::CREDIT_REQUEST));
         }
-        match socket::receive(&self.stream, &room.first(most)) {
+        match socket::receive(&self.stream, room, most) {
             Ok(0) => self.host_sent_all = true,
             Ok(len) => {
                 self.credit.send(len);

@@ -33,7 +33,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use concertina_api::vm::VsockStatus;
-use virtio_queue::{Error as QueueError, Queue, QueueOwnedT, QueueT};
+use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+use virtio_queue::{DescriptorChain, Error as QueueError, Queue, QueueOwnedT, QueueT};
 
 use super::{Activation, DeviceConfig, DeviceInterrupt, VirtioDevice};
 use crate::memory::GuestRam;
@@ -47,6 +48,10 @@ pub use socket::MAX_PATH_BYTES;
 pub const DEVICE_TYPE: u32 = 19;
 /// Most packets that one turn of the event loop moves each way.
 pub const TURN_PACKETS: usize = 64;
+
+/// Each side says from which buffer on it wants to hear of more (§2.7.10): most packets of a busy
+/// stream then need neither a notification nor an interrupt.
+const F_EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
 
 const TO_GUEST: u16 = 0;
 const FROM_GUEST: u16 = 1;
@@ -193,11 +198,9 @@ impl Active {
         muxer: &mut Muxer,
         counters: &VsockCounters,
     ) -> Result<Turn, QueueError> {
-        for moved in 0..TURN_PACKETS {
-            let Some(chain) = self.from_guest.iter(&*self.ram)?.next() else {
-                self.interrupt_if(FROM_GUEST, moved > 0);
-                return Ok(Turn::Done);
-            };
+        let mut used = 0;
+        let mut turn = Turn::Done;
+        while let Some(chain) = next_chain(&mut self.from_guest, &self.ram)? {
             let head = chain.head_index();
             match request::packet(&self.ram, chain) {
                 Ok((header, payload)) => muxer.receive(&header, &payload),
@@ -206,9 +209,16 @@ impl Active {
                 }
             }
             self.from_guest.add_used(&*self.ram, head, 0)?;
+            used += 1;
+            if used == TURN_PACKETS {
+                turn = Turn::MoreToDo;
+                break;
+            }
         }
-        self.interrupt_if(FROM_GUEST, true);
-        Ok(Turn::MoreToDo)
+        if used > 0 && self.from_guest.needs_notification(&*self.ram)? {
+            self.interrupt.queue(FROM_GUEST);
+        }
+        Ok(turn)
     }
 
     fn serve_to_guest(
@@ -224,7 +234,7 @@ impl Active {
                 break;
             }
             // Without room the packets wait; the driver notifies when it has given some.
-            let Some(chain) = self.to_guest.iter(&*self.ram)?.next() else {
+            let Some(chain) = next_chain(&mut self.to_guest, &self.ram)? else {
                 break;
             };
             let head = chain.head_index();
@@ -247,15 +257,26 @@ impl Active {
             self.to_guest.add_used(&*self.ram, head, written)?;
             used += 1;
         }
-        self.interrupt_if(TO_GUEST, used > 0);
+        if used > 0 && self.to_guest.needs_notification(&*self.ram)? {
+            self.interrupt.queue(TO_GUEST);
+        }
         Ok(turn)
     }
+}
 
-    fn interrupt_if(&self, queue: u16, used_any: bool) {
-        if used_any {
-            self.interrupt.queue(queue);
-        }
+/// The next chain of a queue; when there is none, the driver notifies of the next one.
+fn next_chain<'a>(
+    queue: &mut Queue,
+    ram: &'a GuestRam,
+) -> Result<Option<DescriptorChain<&'a GuestRam>>, QueueError> {
+    let chain = queue.iter(ram)?.next();
+    if chain.is_some() || !queue.enable_notification(ram)? {
+        return Ok(chain);
     }
+    // One has come meanwhile. What is there and cannot be read never will be: its ring lies in memory
+    // that was unplugged.
+    let chain = queue.iter(ram)?.next();
+    chain.map(Some).ok_or(QueueError::InvalidAvailRingIndex)
 }
 
 impl VirtioDevice for Vsock {
@@ -264,7 +285,7 @@ impl VirtioDevice for Vsock {
     }
 
     fn features(&self) -> u64 {
-        0
+        F_EVENT_IDX
     }
 
     fn queue_sizes(&self) -> &[u16] {
@@ -277,17 +298,20 @@ impl VirtioDevice for Vsock {
 
     fn activate(&mut self, activation: Activation) {
         let Activation {
+            acked_features,
             ram,
             queues,
             interrupt,
-            ..
         } = activation;
         let mut queues = queues.into_iter();
-        let (Some(to_guest), Some(from_guest)) = (queues.next(), queues.next()) else {
+        let (Some(mut to_guest), Some(mut from_guest)) = (queues.next(), queues.next()) else {
             return;
         };
         if !to_guest.ready() || !from_guest.ready() {
             return;
+        }
+        for queue in [&mut to_guest, &mut from_guest] {
+            queue.set_event_idx(acked_features & F_EVENT_IDX != 0);
         }
         self.active = Some(Active {
             ram,

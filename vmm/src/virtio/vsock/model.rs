@@ -62,6 +62,11 @@ impl Rig {
 
     /// The driver comes (again), with empty rings.
     pub fn activate(&mut self) {
+        self.activate_with(0);
+    }
+
+    /// The same with features.
+    pub fn activate_with(&mut self, acked_features: u64) {
         let [to_guest, from_guest, events] = [0, 1, 2].map(|i| {
             self.ram
                 .write_slice(&[0; 0x2000], GuestAddress(RINGS[i]))
@@ -73,7 +78,7 @@ impl Rig {
         self.places.clear();
         self.waiting_rooms = 0;
         self.device.activate(Activation {
-            acked_features: 0,
+            acked_features,
             ram: self.ram.clone(),
             queues,
             interrupt: self.interrupts.clone(),

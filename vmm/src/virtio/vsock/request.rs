@@ -86,11 +86,6 @@ impl<'a> Buffers<'a> {
         (Self(front), Self(back))
     }
 
-    /// The first `most` bytes; all when there are fewer.
-    pub fn first(&self, most: usize) -> Self {
-        Self(self.0.clone()).split(most).0
-    }
-
     /// Reads into `bytes` as far as it goes.
     pub fn copy_to(&self, bytes: &mut [u8]) {
         let mut rest = bytes;

@@ -50,7 +50,7 @@ pub fn connect(path: &Path) -> io::Result<UnixStream> {
 /// # Errors
 /// The kernel's; `WouldBlock` when the socket takes nothing at the moment.
 pub fn send(stream: &UnixStream, buffers: &Buffers<'_>) -> io::Result<usize> {
-    let mut parts = parts(buffers);
+    let mut parts = parts(buffers, usize::MAX);
     let message = message(&mut parts);
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
     retry(|| {
@@ -60,12 +60,12 @@ pub fn send(stream: &UnixStream, buffers: &Buffers<'_>) -> io::Result<usize> {
     })
 }
 
-/// Receives into guest memory; gives how much was received, 0 at the stream's end.
+/// Receives at most `most` bytes, not 0, into guest memory; gives how many, 0 at the stream's end.
 ///
 /// # Errors
 /// The kernel's; `WouldBlock` when there is nothing at the moment.
-pub fn receive(stream: &UnixStream, buffers: &Buffers<'_>) -> io::Result<usize> {
-    let mut parts = parts(buffers);
+pub fn receive(stream: &UnixStream, buffers: &Buffers<'_>, most: usize) -> io::Result<usize> {
+    let mut parts = parts(buffers, most);
     let mut message = message(&mut parts);
     retry(|| {
         // SAFETY: as for `send`, and the memory is writable; no reference of ours points into it.
@@ -73,10 +73,16 @@ pub fn receive(stream: &UnixStream, buffers: &Buffers<'_>) -> io::Result<usize> 
     })
 }
 
-fn parts(buffers: &Buffers<'_>) -> Vec<libc::iovec> {
-    let part = |slice: &VolatileSlice<'_>| libc::iovec {
-        iov_base: slice.ptr_guard_mut().as_ptr().cast(),
-        iov_len: slice.len(),
+/// The first `most` bytes of the buffers as the kernel takes them.
+fn parts(buffers: &Buffers<'_>, most: usize) -> Vec<libc::iovec> {
+    let mut left = most;
+    let part = |slice: &VolatileSlice<'_>| {
+        let len = left.min(slice.len());
+        left -= len;
+        libc::iovec {
+            iov_base: slice.ptr_guard_mut().as_ptr().cast(),
+            iov_len: len,
+        }
     };
     buffers.slices().iter().map(part).collect()
 }

@@ -8,8 +8,8 @@ use vm_memory::{Bytes, GuestAddress};
 use super::model::{CID, Guest, PACKET, Rig, read_some};
 use super::muxer::{LARGE_WINDOW, LARGE_WINDOWS, SMALL_WINDOW};
 use super::packet::{HEADER_BYTES, Header, MAX_PAYLOAD_BYTES, flag, op};
-use crate::virtio::VirtioDevice;
-use crate::virtio::rng::driver::{Mischief, NEXT, WRITE, mischief};
+use crate::virtio::rng::driver::{Driver, Mischief, NEXT, WRITE, mischief};
+use crate::virtio::{Activation, VirtioDevice};
 
 #[test]
 fn a_guest_reaches_whoever_listens_on_the_socket_of_the_port() {
@@ -374,6 +374,60 @@ fn an_index_that_jumps_asks_for_a_reset_and_ends_all_connections() {
         rig.activate();
         rig.host_connects(7);
     }
+}
+
+/// Where the driver of the queue from the guest says which used buffer it wants to hear of, and where
+/// the device says which available one.
+const USED_EVENT: u64 = 0x4000 + 16 * 128 + 4 + 2 * 128;
+const AVAIL_EVENT: u64 = (USED_EVENT + 2).next_multiple_of(4) + 4 + 8 * 128;
+
+#[test]
+fn with_event_indices_each_side_hears_only_of_what_it_waits_for() {
+    let mut rig = Rig::new();
+    rig.device.reset();
+    rig.activate_with(rig.device.features());
+    let stranger = Guest::new(1, 2).header(op::RST);
+    rig.ram.write_obj(2u16, GuestAddress(USED_EVENT)).unwrap();
+    let mut interrupts = Vec::new();
+    for sent in 1..=4u16 {
+        rig.send(stranger, &[]);
+        interrupts.push(rig.interrupts.take().0);
+        let awaited: u16 = rig.ram.read_obj(GuestAddress(AVAIL_EVENT)).unwrap();
+        assert_eq!(awaited, sent, "the next packet is to be notified of");
+    }
+    assert_eq!(interrupts, [0, 0, 1, 0]);
+}
+
+#[test]
+fn a_ring_that_cannot_be_read_asks_for_a_reset_and_not_for_ever() {
+    use crate::memory::{BLOCK_BYTES, GuestRam, Mapping, PluggedBlocks, RamRegion};
+    use std::sync::Arc;
+    // The ring's index lies in the last bytes of a block that is there, its entries in one that goes.
+    let mapping = Arc::new(Mapping::new(2 * BLOCK_BYTES as usize, false).unwrap());
+    mapping.allow(0, 2 * BLOCK_BYTES).unwrap();
+    let blocks = Arc::new(PluggedBlocks::new(2));
+    blocks.set(0, 2, true);
+    let region = RamRegion::elastic(0, mapping, blocks.clone());
+    let ram = Arc::new(GuestRam::from_regions(vec![region]).unwrap());
+    let mut rig = Rig::new();
+    rig.device.reset();
+    rig.ram = ram.clone();
+    let base = BLOCK_BYTES - 16 * 128 - 4;
+    let mut driver = Driver::new(ram.clone(), base, 128);
+    driver.add(&[(0x1000, 44, 0)]);
+    let other = Driver::new(ram.clone(), 0x8000, 128);
+    rig.device.activate(Activation {
+        acked_features: 0,
+        ram,
+        queues: vec![other.queue(), driver.queue(), other.queue()],
+        interrupt: rig.interrupts.clone(),
+    });
+    assert_eq!(rig.interrupts.take().2, 0);
+    driver.add(&[(0x1000, 44, 0)]);
+    blocks.set(1, 1, false);
+    rig.device.queue_notified(1);
+    assert_eq!(rig.interrupts.take().2, 1);
+    rig.turns();
 }
 
 #[test]
