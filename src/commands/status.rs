@@ -6,7 +6,8 @@ use std::time::Duration;
 use concertina_agent::client;
 use concertina_agent::state_dir::{Ending, InstanceEntry, StateDir};
 use concertina_api::instance::{
-    CpuStatus, InstanceSize, InstanceState, InstanceStatus, MemoryStatus, ThresholdStatus,
+    CpuStatus, GuestStatus, InstanceSize, InstanceState, InstanceStatus, MemoryStatus,
+    ThresholdStatus,
 };
 use concertina_api::vm::ResizeReport;
 use concertina_api::{Bytes, Cpus, Quota};
@@ -160,6 +161,27 @@ pub fn cpus_in_force(cpus: &CpuStatus) -> Cpus {
     }
 }
 
+/// What the agent in the guest says, in one line.
+fn describe_guest(guest: &GuestStatus) -> String {
+    let number = |value: Option<f64>, unit: &str| {
+        value.map_or("unknown".to_owned(), |value| format!("{value:.1}{unit}"))
+    };
+    let swap = guest
+        .swap_used
+        .map_or("unknown".to_owned(), |used| used.to_string());
+    let mut line = format!(
+        "load {}, pressure cpu {} memory {} io {}, swap {swap}",
+        number(guest.load1, ""),
+        number(guest.cpu_pressure, "%"),
+        number(guest.memory_pressure, "%"),
+        number(guest.io_pressure, "%"),
+    );
+    for (name, value) in &guest.custom {
+        line.push_str(&format!(", custom.{name} {value}"));
+    }
+    line
+}
+
 /// The status for people.
 fn describe(status: &InstanceStatus) -> String {
     let mut text = format!(
@@ -175,6 +197,9 @@ fn describe(status: &InstanceStatus) -> String {
     );
     text.push_str(&size_table(&status.cpus, &status.memory));
     text.push_str("\n\n");
+    if let Some(guest) = &status.guest {
+        text.push_str(&format!("Guest: {}\n", describe_guest(guest)));
+    }
     if let Some(report) = &status.last_resize {
         text.push_str(&format!("Last resize: {}\n", describe_resize(report)));
     }

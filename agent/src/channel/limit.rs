@@ -1,6 +1,6 @@
 //! How fast a guest is listened to.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// A bucket of bytes that fills steadily.
 #[derive(Debug)]
@@ -38,16 +38,12 @@ impl Limit {
     pub fn take(&mut self, bytes: u64) {
         self.left = self.left.saturating_sub(bytes);
     }
-
-    /// How long until there is something worth reading again.
-    pub fn pause(&self) -> Duration {
-        Duration::from_millis(100)
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     #[test]
     fn it_never_gives_more_than_its_rate_and_its_burst() {

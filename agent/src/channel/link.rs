@@ -19,6 +19,8 @@ use crate::poll;
 
 /// Bytes that a guest may say in a second: a report has some hundred.
 const BYTES_PER_SECOND: u64 = 32 << 10;
+/// How soon a limit that was met is looked at again.
+const LIMIT_PAUSE: Duration = Duration::from_millis(100);
 /// Shortest time between two connections that are accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// A connection with so many lines that are no messages is none of ours.
@@ -72,7 +74,7 @@ impl Link {
             let pause = if may_accept && may_read {
                 None
             } else {
-                Some(self.limit.pause())
+                Some(LIMIT_PAUSE)
             };
             let Ok(ready) = poll::wait_readable(&fds, pause) else {
                 // Without polling there is no listening; the guest counts as silent.

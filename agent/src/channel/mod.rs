@@ -45,6 +45,8 @@ pub const PERIOD: Duration = Duration::from_secs(1);
 const HOOK_DEADLINE: Duration = Duration::from_secs(5);
 /// How much longer than that their answer may be on its way.
 const ANSWER_GRACE: Duration = Duration::from_millis(500);
+/// Shortest time between two reports that wake the watch thread: each costs a look at everything.
+const ALARM_PAUSE: Duration = Duration::from_millis(200);
 /// Most messages that wait for a guest that does not read; more are lost.
 const MAX_OUTBOX: usize = 16;
 /// Most characters of a hook's reason that are shown.
@@ -70,6 +72,8 @@ struct State {
     connected: bool,
     /// The last report and when it came.
     last: Option<(Instant, Reading)>,
+    /// When an urgent report has last woken the watch thread.
+    alarmed: Option<Instant>,
     outbox: VecDeque<Vec<u8>>,
     last_id: u64,
     /// Changes that somebody waits for an answer to.
@@ -303,10 +307,13 @@ impl Shared {
             self.answered.notify_all();
         }
         if let Some(report) = message.report {
-            let urgent = report.urgent;
-            state.last = Some((Instant::now(), Reading::of(report)));
-            drop(state);
-            if urgent && !self.alarm.swap(true, Ordering::SeqCst) {
+            let now = Instant::now();
+            let rested = |at: Instant| now.duration_since(at) >= ALARM_PAUSE;
+            let alarm = report.urgent && state.alarmed.is_none_or(rested);
+            state.last = Some((now, Reading::of(report)));
+            if alarm {
+                state.alarmed = Some(now);
+                self.alarm.store(true, Ordering::SeqCst);
                 self.watch.set();
             }
         }

@@ -276,6 +276,21 @@ fn an_urgent_report_wakes_the_watch_at_once() {
 }
 
 #[test]
+fn a_guest_in_permanent_alarm_wakes_the_watch_now_and_then() {
+    let bench = bench();
+    let mut guest = bench.guest();
+    let began = Instant::now();
+    let mut alarms = 0;
+    while began.elapsed() < Duration::from_millis(700) {
+        guest.say(r#"{"report":{"urgent":true}}"#);
+        alarms += u32::from(bench.channel.take_alarm());
+        thread::sleep(Duration::from_millis(1));
+    }
+    let allowed = began.elapsed().as_millis() / ALARM_PAUSE.as_millis() + 1;
+    assert!(alarms > 0 && u128::from(alarms) <= allowed, "{alarms}");
+}
+
+#[test]
 fn rubbish_is_counted_and_too_much_of_it_ends_the_connection() {
     let bench = bench();
     let mut guest = bench.guest();
