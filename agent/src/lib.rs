@@ -5,6 +5,7 @@
 //! [`launch::Instance`], so that a process may hold one of them or many.
 
 pub mod cgroup;
+pub mod channel;
 pub mod client;
 pub mod events;
 mod instance;

@@ -107,6 +107,7 @@ impl FakeVm {
                 driver_ready: true,
                 bad_requests: 0,
             },
+            vsock: None,
             balloon: BalloonStatus {
                 target: self.balloon,
                 actual: self.balloon,

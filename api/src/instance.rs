@@ -7,6 +7,8 @@
 //! | `PUT /v1/instance/resize` | [`InstanceResize`] | `ResizeReport<InstanceSize>` |
 //! | `PUT /v1/instance/stop` | [`StopRequest`] | 202 |
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::disk::{DiskRate, DiskStatus};
@@ -93,6 +95,41 @@ pub struct ThresholdStatus {
     pub last_value: Option<f64>,
 }
 
+/// What the program in the guest said last, as far as it can be true; absent fields are unknown.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct GuestStatus {
+    /// Milliseconds since it said so.
+    pub age_ms: u64,
+    /// Time in which something waited for a processor, percent.
+    pub cpu_pressure: Option<f64>,
+    /// The same for memory.
+    pub memory_pressure: Option<f64>,
+    /// The same for a device.
+    pub io_pressure: Option<f64>,
+    /// Load average of the last minute.
+    pub load1: Option<f64>,
+    /// Memory that programs can have without swapping.
+    pub memory_available: Option<Bytes>,
+    /// Memory that the guest's kernel manages.
+    pub memory_total: Option<Bytes>,
+    /// Swap space in use.
+    pub swap_used: Option<Bytes>,
+    /// Swap space.
+    pub swap_total: Option<Bytes>,
+    /// What can still be written to the root file system.
+    pub root_available: Option<Bytes>,
+    /// Size of the root file system.
+    pub root_total: Option<Bytes>,
+    /// Processors that the guest has brought online.
+    pub cpus_online: Option<u32>,
+    /// Processors that the guest has.
+    pub cpus_present: Option<u32>,
+    /// Numbers of the guest's programs, without the `custom.` before their names.
+    pub custom: BTreeMap<String, f64>,
+    /// Lines that were no messages, since launch.
+    pub bad_lines: u64,
+}
+
 /// An instance as it is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct InstanceStatus {
@@ -113,6 +150,9 @@ pub struct InstanceStatus {
     /// I/O.
     #[serde(default)]
     pub io: IoStatus,
+    /// What the program in the guest says; absent while it is silent.
+    #[serde(default)]
+    pub guest: Option<GuestStatus>,
     /// The last resize, by hand or by threshold.
     pub last_resize: Option<ResizeReport<InstanceSize>>,
     /// Its thresholds.

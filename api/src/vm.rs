@@ -65,9 +65,24 @@ pub struct VmSpec {
     /// Disks, in the order in which the guest finds them.
     #[serde(default)]
     pub disks: Vec<DiskSpec>,
+    /// Sockets between programs of the guest and of the host; absent: none.
+    #[serde(default)]
+    pub vsock: Option<VsockSpec>,
     /// An existing, writable cgroup v2 folder of this VM alone; the vmm makes `vcpu` and `emu` in it.
     #[serde(default)]
     pub cgroup: Option<PathBuf>,
+}
+
+/// A virtio socket device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VsockSpec {
+    /// The guest's context id, at least 3.
+    pub cid: u32,
+    /// The base socket P. Whoever connects to it and writes `CONNECT <port>\n` reaches that port of the
+    /// guest and reads `OK <host port>\n` first; a guest that connects to port N of context id 2
+    /// reaches who listens on `P_N`.
+    pub socket: PathBuf,
 }
 
 /// Is the guest's code running?
@@ -160,6 +175,27 @@ pub struct BalloonStatus {
     pub bad_requests: u64,
 }
 
+/// The socket device. Counters begin when the VM does.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VsockStatus {
+    /// Connections at the moment.
+    pub connections: u64,
+    /// Connections that programs of the host have asked for.
+    pub opened_by_host: u64,
+    /// Connections that the guest has asked for, and got.
+    pub opened_by_guest: u64,
+    /// Connections that were not made: nobody listens, wrong words, or too many.
+    pub refused: u64,
+    /// Bytes to the guest.
+    pub bytes_to_guest: u64,
+    /// Bytes from the guest.
+    pub bytes_from_guest: u64,
+    /// Connections that were reset because the guest sent more than it had credit for.
+    pub credit_overruns: u64,
+    /// Packets and buffers of the guest that break the protocol, those overruns among them.
+    pub bad_requests: u64,
+}
+
 /// What the guest's balloon driver says of its memory. Untrusted: it may only make its own VM larger.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct BalloonStatistics {
@@ -194,6 +230,9 @@ pub struct VmDescription {
     /// Disks, in the order of the specification.
     #[serde(default)]
     pub disks: Vec<DiskStatus>,
+    /// Sockets; absent without the device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsock: Option<VsockStatus>,
     /// Resident memory of the guest's RAM on the host, from `smaps`.
     pub guest_resident: Bytes,
     /// Resident memory of everything else in the vmm process, from `smaps`.

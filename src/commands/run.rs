@@ -34,7 +34,8 @@ Rules (--scale), each with metric, comparison, level, time, action:
   memory > 80% for 2s: +512M        memory.pressure > 10% for 1s: +25%
   cpu > 80% 3 of 5: +0.5 cpu, cooldown 10s
   target cpu 60%
-Metrics: cpu, cpu.pressure, cpu.steal, memory, memory.available, memory.pressure, io.pressure.
+Metrics: cpu, cpu.pressure, cpu.steal, memory, memory.available, memory.pressure, io.pressure, and
+from the agent in the guest load1, swap and custom.NAME (see 'concertina-guest agent --help').
 The same in TOML (--policy):
   [bounds]
   cpus   = { min = 1, max = 4 }
@@ -150,9 +151,7 @@ fn read_policy(args: &Args) -> anyhow::Result<Policy> {
         policy.scale(rule).map_err(usage)?;
     }
     // The launch checks again; here a mistake costs no time for fetching a guest.
-    policy
-        .check(&Sources::without_guest_agent())
-        .map_err(usage)?;
+    policy.check(&Sources::all()).map_err(usage)?;
     Ok(policy)
 }
 

@@ -7,7 +7,8 @@ use concertina_agent::client;
 use concertina_agent::state_dir::{Ending, InstanceEntry, StateDir};
 use concertina_api::disk::DiskStatus;
 use concertina_api::instance::{
-    CpuStatus, InstanceSize, InstanceState, InstanceStatus, IoStatus, MemoryStatus, ThresholdStatus,
+    CpuStatus, GuestStatus, InstanceSize, InstanceState, InstanceStatus, IoStatus, MemoryStatus,
+    ThresholdStatus,
 };
 use concertina_api::vm::ResizeReport;
 use concertina_api::{Bytes, Cpus, Quota};
@@ -24,7 +25,7 @@ Examples:
 JSON fields: name, state, uptime_ms, cpus {min,max,target,online,quota}, memory {min,max,target,
 plugged,balloon,guest_total,guest_available,host_resident} in bytes, io {disks [{path,capacity,
 read_only,serial,rate,engine,direct,read_bytes,written_bytes,reads,writes,flushes,discards,throttled,
-errors,last_error,bad_requests}]}, last_resize, thresholds [{rule,state,last_value}]. An unknown value is null. Of an instance that ended only name, state
+errors,last_error,bad_requests}]}, guest (what the agent in the guest says, or null), last_resize, thresholds [{rule,state,last_value}]. An unknown value is null. Of an instance that ended only name, state
 and ending {status,reason,time} are known. States: starting, running, paused, stopping, stopped,
 failed.";
 
@@ -164,6 +165,27 @@ pub fn cpus_in_force(cpus: &CpuStatus) -> Cpus {
     }
 }
 
+/// What the agent in the guest says, in one line.
+fn describe_guest(guest: &GuestStatus) -> String {
+    let number = |value: Option<f64>, unit: &str| {
+        value.map_or("unknown".to_owned(), |value| format!("{value:.1}{unit}"))
+    };
+    let swap = guest
+        .swap_used
+        .map_or("unknown".to_owned(), |used| used.to_string());
+    let mut line = format!(
+        "load {}, pressure cpu {} memory {} io {}, swap {swap}",
+        number(guest.load1, ""),
+        number(guest.cpu_pressure, "%"),
+        number(guest.memory_pressure, "%"),
+        number(guest.io_pressure, "%"),
+    );
+    for (name, value) in &guest.custom {
+        line.push_str(&format!(", custom.{name} {value}"));
+    }
+    line
+}
+
 /// The status for people.
 fn describe(status: &InstanceStatus) -> String {
     let mut text = format!(
@@ -182,6 +204,9 @@ fn describe(status: &InstanceStatus) -> String {
     if !status.io.disks.is_empty() {
         text.push_str(&disk_table(&status.io.disks));
         text.push_str("\n\n");
+    }
+    if let Some(guest) = &status.guest {
+        text.push_str(&format!("Guest: {}\n", describe_guest(guest)));
     }
     if let Some(report) = &status.last_resize {
         text.push_str(&format!("Last resize: {}\n", describe_resize(report)));
@@ -365,6 +390,7 @@ pub mod tests {
                     bad_requests: 0,
                 }],
             },
+            guest: None,
             last_resize: Some(ResizeReport {
                 outcome: Outcome::Partial,
                 asked: size(2000),

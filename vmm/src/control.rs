@@ -27,6 +27,7 @@ use crate::usage;
 use crate::virtio::balloon::BalloonController;
 use crate::virtio::block::BlockController;
 use crate::virtio::mem::MemController;
+use crate::virtio::vsock::VsockCounters;
 
 /// Deadline of a resize that names none.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -45,6 +46,7 @@ pub struct Control {
     mem: Option<MemController>,
     balloon: BalloonController,
     disks: Vec<BlockController>,
+    vsock: Option<Arc<VsockCounters>>,
     cgroup: Option<Cgroup>,
     ram: Arc<GuestRam>,
     exit: ExitNotifier,
@@ -110,6 +112,7 @@ impl Control {
             mem: machine.mem.clone(),
             balloon: machine.balloon.clone(),
             disks: machine.disks.clone(),
+            vsock: machine.vsock.clone(),
             cgroup,
             ram: machine.ram.clone(),
             exit,
@@ -162,6 +165,7 @@ impl Control {
             memory: self.memory_status(),
             balloon: self.balloon_status(),
             disks: self.disks(),
+            vsock: self.vsock.as_ref().map(|counters| counters.status()),
             guest_resident: Bytes(resident.guest_bytes),
             vmm_resident: Bytes(resident.vmm_bytes),
         }

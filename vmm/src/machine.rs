@@ -7,7 +7,7 @@ use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::Duration;
 
-use concertina_api::vm::VmSpec;
+use concertina_api::vm::{VmSpec, VsockSpec};
 use kvm_bindings::{
     KVM_CAP_DISABLE_QUIRKS2, KVM_MAX_CPUID_ENTRIES, KVM_X86_QUIRK_SLOT_ZAP_ALL, kvm_enable_cap,
     kvm_userspace_memory_region,
@@ -40,6 +40,7 @@ use crate::virtio::block::{Block, BlockController};
 use crate::virtio::mem::{Mem, MemController};
 use crate::virtio::pci::{BAR_BYTES, VirtioPci, VirtioRunner};
 use crate::virtio::rng::Rng;
+use crate::virtio::vsock::{Vsock, VsockCounters};
 
 /// First KVM memory slot of the elastic region; boot RAM has those below.
 const FIRST_ELASTIC_SLOT: u32 = 8;
@@ -58,6 +59,8 @@ pub struct Machine {
     pub balloon: BalloonController,
     /// Disks, in the order of the specification.
     pub disks: Vec<BlockController>,
+    /// Counters of the sockets, if there are any.
+    pub vsock: Option<Arc<VsockCounters>>,
     /// Devices on the event loop.
     pub runners: Vec<VirtioRunner>,
     /// Console, and the descriptor that says that output waits.
@@ -236,6 +239,12 @@ struct Devices {
     mem: Option<MemController>,
     balloon: BalloonController,
     disks: Vec<BlockController>,
+    vsock: Option<Arc<VsockCounters>>,
+}
+
+fn create_vsock(spec: &VsockSpec) -> Result<Vsock, VmmError> {
+    let what = format!("Socket '{}' cannot be made", spec.socket.display());
+    Vsock::new(spec.cid, &spec.socket).map_err(VmmError::host(what))
 }
 
 fn create_devices(vm: &Arc<VmFd>, memory: Memory, spec: &VmSpec) -> Result<Devices, VmmError> {
@@ -258,6 +267,9 @@ fn create_devices(vm: &Arc<VmFd>, memory: Memory, spec: &VmSpec) -> Result<Devic
         mem = Some(device.controller());
         devices.push(Box::new(device));
     }
+    let vsock = spec.vsock.as_ref().map(create_vsock).transpose()?;
+    let vsock_counters = vsock.as_ref().map(Vsock::counters);
+    devices.extend(vsock.map(|device| Box::new(device) as Box<dyn VirtioDevice>));
     let routes = Arc::new(Routes::new(vm.clone()));
     let mut pci = PciBus::default();
     let mut runners = Vec::new();
@@ -274,6 +286,7 @@ fn create_devices(vm: &Arc<VmFd>, memory: Memory, spec: &VmSpec) -> Result<Devic
         mem,
         balloon: balloon_controller,
         disks,
+        vsock: vsock_counters,
     })
 }
 
@@ -372,6 +385,7 @@ impl Machine {
             mem,
             balloon,
             disks,
+            vsock,
             ..
         } = devices;
         Ok(Self {
@@ -381,6 +395,7 @@ impl Machine {
             mem,
             balloon,
             disks,
+            vsock,
             runners,
             console,
             ram,

@@ -2,11 +2,12 @@
 
 use concertina_api::Bytes;
 use concertina_api::disk::DISKS_MAX;
-use concertina_api::vm::VmSpec;
+use concertina_api::vm::{VmSpec, VsockSpec};
 
 use crate::error::VmmError;
 use crate::layout::MemoryMap;
 use crate::memory::{BLOCK_BYTES, SLOT_BYTES};
+use crate::virtio::vsock;
 
 /// Largest number of vCPUs: their ids fit an 8-bit APIC id, and 255 is the broadcast.
 pub const MAX_VCPUS: u32 = 254;
@@ -56,10 +57,31 @@ impl VmPlan {
                 spec.disks.len()
             ));
         }
+        spec.vsock.as_ref().map_or(Ok(()), check_vsock)?;
         // Whole slots, so that guests whose memory blocks are larger than ours can use all of it; what
         // is above the upper bound is never asked for.
         let elastic = (max.get() - boot.get()).next_multiple_of(SLOT_BYTES);
         let map = MemoryMap::new(boot.get(), elastic);
         Ok(Self { spec, map })
     }
+}
+
+fn check_vsock(spec: &VsockSpec) -> Result<(), VmmError> {
+    // 0 to 2 are the hypervisor, loopback and the host; the largest means "any".
+    if !(3..u32::MAX).contains(&spec.cid) {
+        return Err(VmmError::Spec(format!(
+            "Context id {} of the guest's sockets is not allowed: 3 to {} are",
+            spec.cid,
+            u32::MAX - 1
+        )));
+    }
+    let bytes = spec.socket.as_os_str().len();
+    let most = vsock::MAX_PATH_BYTES - vsock::SUFFIX_BYTES;
+    if bytes > most {
+        return Err(VmmError::Spec(format!(
+            "Socket path '{}' has {bytes} bytes: at most {most} are allowed, since a port is appended",
+            spec.socket.display()
+        )));
+    }
+    Ok(())
 }

@@ -27,6 +27,7 @@ const INPUT_RETRY: Duration = Duration::from_millis(10);
 /// ends by anything but power-off. Gives the exit status, one of [`status`].
 pub fn main(spec: &Path) -> i32 {
     limit_heap();
+    raise_descriptor_limit();
     match run(spec) {
         Ok(exit) => {
             if exit != Exit::PowerOff && exit != Exit::Stopped {
@@ -48,6 +49,22 @@ fn limit_heap() {
         libc::mallopt(libc::M_ARENA_MAX, 1);
         libc::mallopt(libc::M_TRIM_THRESHOLD, 64 << 10);
         libc::mallopt(libc::M_MMAP_THRESHOLD, 64 << 10);
+    }
+}
+
+/// Lets this process hold as many descriptors as its host allows: each connection of the guest's
+/// sockets is one, and the customary limit of 1024 is too near to their number.
+fn raise_descriptor_limit() {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: both calls get a valid rlimit. Where they fail, less connections are possible.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+        }
     }
 }
 

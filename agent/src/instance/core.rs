@@ -18,6 +18,7 @@ use concertina_api::{Bytes, Quota};
 use super::ExitReport;
 use super::stop::StopSignal;
 use crate::cgroup::{Hierarchy, InstanceGroup};
+use crate::channel::Channel;
 use crate::events::{EventLog, wall_clock};
 use crate::launch::{LaunchError, LaunchSpec};
 use crate::poll::Wakeup;
@@ -52,7 +53,8 @@ pub(crate) struct Core {
     pub(super) events: Arc<EventLog>,
     pub(super) resizer: Resizer,
     pub(super) group: InstanceGroup,
-    /// Set when a resize has ended.
+    pub(super) channel: Arc<Channel>,
+    /// Set when a resize has ended, or the guest has something urgent to say.
     pub(super) commit_wakeup: Arc<Wakeup>,
     live: Mutex<Live>,
 }
@@ -85,6 +87,9 @@ impl Core {
         write_json(&paths.vm_spec, &vm)?;
         let events = Arc::new(EventLog::open(&paths.events, launched).map_err(system)?);
         let vmm = VmmClient::new(&paths.vmm_socket);
+        let commit_wakeup = Arc::new(Wakeup::new().map_err(system)?);
+        let channel = Channel::new(launched, Arc::clone(&commit_wakeup)).map_err(system)?;
+        let channel = Arc::new(channel);
         let resizer = Resizer::new(
             spec.policy.bounds,
             Duration::from_millis(spec.policy.shrink_window_ms),
@@ -92,7 +97,8 @@ impl Core {
             group.clone(),
             Arc::clone(&events),
             Box::new(HostMemory::new(Path::new("/proc/meminfo"))),
-        );
+        )
+        .with_hooks(channel.clone());
         let core = Self {
             name: spec.name,
             policy: spec.policy,
@@ -103,7 +109,8 @@ impl Core {
             events,
             resizer,
             group,
-            commit_wakeup: Arc::new(Wakeup::new().map_err(system)?),
+            channel,
+            commit_wakeup,
             live: Mutex::new(Live {
                 state: InstanceState::Starting,
                 vmm: None,
@@ -251,6 +258,7 @@ impl Core {
             io: IoStatus {
                 disks: seen.map_or_else(Vec::new, |vm| vm.disks.clone()),
             },
+            guest: self.channel.status(),
             last_resize: self.resizer.last_report(),
             thresholds: live.thresholds.clone(),
         }

@@ -223,6 +223,8 @@ impl Life {
 /// Presses the power button; a vmm that does not take it is told to stop at once.
 fn ask(core: &Core, grace: Duration) -> Phase {
     core.set_state(InstanceState::Stopping);
+    // Guests without anybody at the power button may have our program, and the other way round.
+    core.channel.power_off();
     match core.vmm.power_button() {
         Ok(()) => Phase::Asked {
             until: Instant::now() + grace,

@@ -4,6 +4,7 @@
 //! keeper thread     starts the vmm, waits for its end, starts it again after a guest's reset
 //!   └─ watch thread   signals → decision → resize, one a life of the vmm
 //! api thread        agent.sock: status, resize, stop
+//! channel thread    what the program in the guest says
 //! ```
 //! They share one [`core::Core`]. The keeper is a thread of its own because the vmm dies with the
 //! thread that started it.
@@ -95,6 +96,11 @@ impl Instance {
     fn begin(&mut self) -> Result<(), LaunchError> {
         let core = &self.core;
         let server = Server::bind(&core.paths.agent_socket).map_err(LaunchError::AgentSocket)?;
+        let no_channel =
+            |e| LaunchError::Vmm(format!("The channel to the guest cannot be made: {e}"));
+        core.channel
+            .listen(&core.paths.channel_socket)
+            .map_err(no_channel)?;
         let api_stopper = server.stopper();
         let handler = api::handler(Arc::clone(core));
         let api = spawn("api", move || {
@@ -153,6 +159,7 @@ impl Instance {
         });
         running.api_stopper.stop();
         let _ = running.api.join();
+        self.core.channel.close();
         self.core.end(&report);
         report
     }

@@ -1,7 +1,7 @@
 //! The thread that looks, decides, and lets resizes be carried out, for one life of the vmm.
 //!
-//! It wakes once a period, and at once when the kernel's pressure trigger fires, a resize has ended,
-//! or the life is over. A resize runs in a thread of its own, so that one axis never makes the other
+//! It wakes once a period, and at once when the kernel's pressure trigger fires, the guest says that
+//! something is urgent, a resize has ended, or the life is over. A resize runs in a thread of its own, so that one axis never makes the other
 //! one wait, nor the looking.
 
 use std::io;
@@ -154,7 +154,8 @@ impl Watcher {
             if due {
                 self.look_at_disks(now);
             }
-            if due || changed || waited.unwrap_or(false) {
+            let alarm = self.core.channel.take_alarm();
+            if due || changed || alarm || waited.unwrap_or(false) {
                 self.look();
             }
             self.settle(now);
@@ -200,6 +201,7 @@ impl Watcher {
             return;
         }
         self.look_at_ceiling();
+        self.core.channel.observe(now_ms, &mut seen);
         if self.policy.bounds.memory.min != self.policy.bounds.memory.max {
             self.look_at_guest(&present, now_ms, &mut seen);
         }

@@ -36,7 +36,8 @@ impl Host {
 
     /// What an instance's metrics can be told from.
     pub(super) fn sources(&self) -> Sources {
-        let sources = Sources::without_guest_agent();
+        // Whether the guest's program speaks is seen later; until then its metrics are unknown.
+        let sources = Sources::all();
         // A kernel without pressure information, or booted with psi=0.
         if self.pressure.exists() {
             sources
@@ -80,7 +81,9 @@ pub(super) fn absolute(path: &Path) -> Result<PathBuf, LaunchError> {
 
 /// Unix sockets have short paths, and what the system says of a long one names no file.
 pub(super) fn check_socket_paths(paths: &InstancePaths) -> Result<(), LaunchError> {
-    let longest = &paths.console_socket;
+    // Any program of the host may listen to the guest on a port of up to ten digits.
+    let mut longest = paths.vsock_socket.clone();
+    longest.as_mut_os_string().push("_4294967295");
     let bytes = longest.as_os_str().len();
     if bytes > SOCKET_PATH_MAX_BYTES {
         return Err(LaunchError::Request(format!(

@@ -22,7 +22,7 @@ use std::path::PathBuf;
 
 use concertina_api::disk::DiskSpec;
 use concertina_api::policy::Policy;
-use concertina_api::vm::VmSpec;
+use concertina_api::vm::{VmSpec, VsockSpec};
 
 pub use cmdline::{CMDLINE_MAX_BYTES, command_line};
 pub use error::LaunchError;
@@ -34,6 +34,9 @@ use crate::cgroup::InstanceGroup;
 pub use crate::instance::{ExitReport, Instance, Stopper};
 use crate::plan::cpu;
 use crate::state_dir::{InstancePaths, InstanceRecord, StateDir};
+
+/// Context id of every guest: each has a device of its own, so they need not differ.
+const GUEST_CID: u32 = 3;
 
 /// What a customer asks for.
 #[derive(Debug, Clone)]
@@ -127,6 +130,10 @@ fn vm_spec(spec: &LaunchSpec, paths: &InstancePaths) -> Result<VmSpec, LaunchErr
         console_socket: Some(paths.console_socket.clone()),
         console_log: Some(paths.console_log.clone()),
         disks: spec.disks.clone(),
+        vsock: Some(VsockSpec {
+            cid: GUEST_CID,
+            socket: paths.vsock_socket.clone(),
+        }),
         cgroup: None,
     })
 }

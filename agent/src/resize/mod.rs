@@ -10,6 +10,7 @@
 pub mod capacity;
 pub mod cpu;
 pub mod guest;
+pub mod hooks;
 pub mod io;
 pub mod memory;
 pub mod report;
@@ -31,6 +32,7 @@ use concertina_api::{Bounds, Bytes, Cpus};
 
 use self::capacity::Capacity;
 use self::cpu::CpuAxis;
+pub use self::hooks::GuestHooks;
 use self::memory::{MemoryAxis, Pace};
 use self::report::{Axes, AxisReport, Timeline, combine};
 use crate::cgroup::{CgroupError, InstanceGroup};
@@ -118,6 +120,7 @@ pub struct Resizer {
     events: Arc<EventLog>,
     capacity: Box<dyn Capacity>,
     vmm: VmmClient,
+    hooks: Option<Arc<dyn GuestHooks>>,
     cpu: Mutex<CpuAxis>,
     memory: Mutex<MemoryAxis>,
     /// Orders that want the memory axis more than a shrink does.
@@ -153,6 +156,7 @@ impl Resizer {
             hold,
             events,
             capacity,
+            hooks: None,
             cpu: Mutex::new(CpuAxis::new(vmm.clone(), first.cpus)),
             memory: Mutex::new(MemoryAxis::new(vmm.clone(), group, bounds.memory)),
             vmm,
@@ -329,6 +333,12 @@ impl Resizer {
     }
 
     fn change_cpus(&self, target: Cpus, order: &Order, timeline: Timeline) -> AxisReport<Cpus> {
+        let left = order.timeout.saturating_sub(timeline.began().elapsed());
+        if let Some(why) = self.objection(Axis::Cpus, target.milli().into(), left) {
+            let size = self.size().cpus;
+            self.commit_cpus(order, size, target, size);
+            return AxisReport::refused(size, why, timeline);
+        }
         let mut cpu = lock(&self.cpu);
         let before = cpu.size();
         lock(&self.target).cpus = target;
@@ -342,17 +352,28 @@ impl Resizer {
         lock(&self.size).cpus = report.got;
         lock(&self.target).cpus = report.got;
         *lock(&self.vcpus) = cpu.vcpus();
+        self.commit_cpus(order, before, target, report.got);
+        self.tell_guest(Axis::Cpus, before.milli().into(), report.got.milli().into());
+        report
+    }
+
+    fn commit_cpus(&self, order: &Order, before: Cpus, asked: Cpus, after: Cpus) {
         lock(&self.commits).push(Commit {
             axis: Axis::Cpus,
             cause: order.cause.clone(),
             before: before.milli().into(),
-            asked: target.milli().into(),
-            after: report.got.milli().into(),
+            asked: asked.milli().into(),
+            after: after.milli().into(),
         });
-        report
     }
 
     fn change_memory(&self, target: Bytes, order: &Order, timeline: Timeline) -> AxisReport<Bytes> {
+        let left = order.timeout.saturating_sub(timeline.began().elapsed());
+        if let Some(why) = self.objection(Axis::Memory, target.get(), left) {
+            let size = self.size().memory;
+            self.commit_memory(order, size, target, size);
+            return AxisReport::refused(size, why, timeline);
+        }
         // A shrink under way looks at the claims after each step, and gives way.
         let claim = order.is_manual() || target > self.size().memory;
         if claim {
@@ -395,6 +416,7 @@ impl Resizer {
         self.keep_memory(&memory);
         // What the devices hold: the guest may count less of it as its own.
         self.commit_memory(order, before, target, memory.size());
+        self.tell_guest(Axis::Memory, before.get(), memory.size().get());
         report
     }
 

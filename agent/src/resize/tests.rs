@@ -429,3 +429,54 @@ fn memory_that_the_host_does_not_have_is_refused_before_anything_is_asked() {
     assert_eq!((commit.before, commit.after), (256 << 20, 256 << 20));
     assert_eq!(bench.by_rule(None, Some(320)).outcome, Outcome::Applied);
 }
+
+/// A guest that refuses to give memory back, and remembers what it was told.
+#[derive(Debug, Default)]
+struct Stubborn(Mutex<Vec<String>>);
+
+impl GuestHooks for Stubborn {
+    fn before_shrink(&self, axis: Axis, from: u64, to: u64, _left: Duration) -> Option<String> {
+        let asked = format!("{}: {from} -> {to}", axis.as_str());
+        lock(&self.0).push(asked);
+        (axis == Axis::Memory).then(|| "The guest refused to shrink: backup runs".into())
+    }
+    fn after_grow(&self, axis: Axis, from: u64, to: u64) {
+        lock(&self.0).push(format!("{} grew: {from} -> {to}", axis.as_str()));
+    }
+}
+
+#[test]
+fn a_guest_may_refuse_to_shrink_and_nothing_is_begun() {
+    let mut bench = bench(Faults::default());
+    let hooks = Arc::new(Stubborn::default());
+    bench.resizer = bench.resizer.with_hooks(hooks.clone());
+    bench.by_hand(Some(2000), Some(512));
+    let wishes = bench.vmm.vm.lock().unwrap().wishes.len();
+    for report in [
+        bench.by_hand(None, Some(256)),
+        bench.by_rule(None, Some(256)),
+    ] {
+        assert_eq!(report.outcome, Outcome::Refused);
+        assert_eq!(report.got.memory, Some(Bytes::mib(512)));
+        assert!(report.reason.unwrap().contains("backup runs"));
+    }
+    assert_eq!(bench.vmm.vm.lock().unwrap().wishes.len(), wishes);
+    assert_eq!(bench.by_hand(Some(1000), None).outcome, Outcome::Applied);
+    let mut told = lock(&hooks.0).clone();
+    told.sort();
+    let mib = |n: u64| n << 20;
+    let mut expected = vec![
+        "cpu grew: 1000 -> 2000".to_owned(),
+        "cpu: 2000 -> 1000".to_owned(),
+        format!("memory grew: {} -> {}", mib(256), mib(512)),
+        format!("memory: {} -> {}", mib(512), mib(256)),
+        format!("memory: {} -> {}", mib(512), mib(256)),
+    ];
+    expected.sort();
+    assert_eq!(told, expected);
+    let commits = bench.resizer.take_commits();
+    let refused = commits
+        .iter()
+        .filter(|c| c.asked < c.before && c.after == c.before);
+    assert_eq!(refused.count(), 2);
+}

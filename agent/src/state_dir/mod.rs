@@ -3,7 +3,7 @@
 //! ```text
 //! <state>/<name>/instance.json   who supervises it (pid and start time), how it ended
 //!               /vm.json         what its vmm was told
-//!               /agent.sock  vmm.sock  console.sock      only while it runs
+//!               /agent.sock  vmm.sock  console.sock  vsock.sock      only while it runs
 //!               /events.jsonl  console.log  agent.log  vmm.log
 //!               /lock            held by the supervisor as long as it lives
 //! ```
@@ -98,6 +98,10 @@ pub struct InstancePaths {
     pub vmm_socket: PathBuf,
     /// The serial console.
     pub console_socket: PathBuf,
+    /// Sockets of the guest's ports; who listens to the guest on port N does it on this path with `_N`.
+    pub vsock_socket: PathBuf,
+    /// Where the program in the guest reaches the supervisor: its port of the sockets above.
+    pub channel_socket: PathBuf,
     /// Copy of the serial output.
     pub console_log: PathBuf,
     /// Events, one JSON object a line.
@@ -119,6 +123,8 @@ impl InstancePaths {
             agent_socket: dir.join("agent.sock"),
             vmm_socket: dir.join("vmm.sock"),
             console_socket: dir.join("console.sock"),
+            vsock_socket: dir.join("vsock.sock"),
+            channel_socket: dir.join(format!("vsock.sock_{}", concertina_guest::channel::PORT)),
             console_log: dir.join("console.log"),
             events: dir.join("events.jsonl"),
             agent_log: dir.join("agent.log"),
@@ -134,6 +140,8 @@ impl InstancePaths {
             &self.agent_socket,
             &self.vmm_socket,
             &self.console_socket,
+            &self.vsock_socket,
+            &self.channel_socket,
             &self.vm_spec,
         ] {
             let _ = fs::remove_file(path);

@@ -286,6 +286,7 @@ fn check_sense(rule: &Rule, comparison: Comparison, growing: bool) -> Result<(),
         (Metric::Cpu | Metric::CpuPressure | Metric::Load1, Axis::Cpus) => above,
         (Metric::Memory | Metric::MemoryPressure, Axis::Memory) => above,
         (Metric::MemoryAvailable, Axis::Memory) => !above,
+        (Metric::Swap, Axis::Memory) => above,
         _ => return Ok(()),
     };
     if busy == growing {

@@ -14,20 +14,23 @@ use super::Axis;
 pub enum Metric {
     /// Share of the CPU capacity that the instance has at the moment, percent.
     Cpu,
-    /// Time in which something waited for CPU (host PSI of the instance's cgroup), percent.
+    /// Time in which something waited for CPU (PSI, the larger of the guest's and the host's of the
+    /// instance's cgroup), percent.
     CpuPressure,
     /// Time in which vCPUs were ready and the host ran something else, percent.
     CpuSteal,
     /// Share of the guest's memory in use: `100 * (total - available) / total`, percent.
     Memory,
-    /// Time in which something waited for memory (host PSI of the instance's cgroup), percent.
+    /// Time in which something waited for memory (as for CPU), percent.
     MemoryPressure,
     /// Memory that the guest could use without swapping, bytes.
     MemoryAvailable,
-    /// Time in which something waited for I/O (host PSI of the instance's cgroup), percent.
+    /// Time in which something waited for I/O (as for CPU), percent.
     IoPressure,
     /// Load average of the last minute in the guest, a number.
     Load1,
+    /// Swap space that the guest has in use, bytes.
+    Swap,
     /// A number that the guest agent is fed with, without the `custom.` before its name.
     Custom(String),
 }
@@ -115,7 +118,7 @@ impl FromIterator<Source> for Sources {
     }
 }
 
-const NAMED: [(&str, Metric); 8] = [
+const NAMED: [(&str, Metric); 9] = [
     ("cpu", Metric::Cpu),
     ("cpu.pressure", Metric::CpuPressure),
     ("cpu.steal", Metric::CpuSteal),
@@ -124,6 +127,7 @@ const NAMED: [(&str, Metric); 8] = [
     ("memory.available", Metric::MemoryAvailable),
     ("io.pressure", Metric::IoPressure),
     ("load1", Metric::Load1),
+    ("swap", Metric::Swap),
 ];
 
 impl Metric {
@@ -136,7 +140,7 @@ impl Metric {
             | Self::Memory
             | Self::MemoryPressure
             | Self::IoPressure => MetricUnit::Percent,
-            Self::MemoryAvailable => MetricUnit::Bytes,
+            Self::MemoryAvailable | Self::Swap => MetricUnit::Bytes,
             Self::Load1 | Self::Custom(_) => MetricUnit::Number,
         }
     }
@@ -147,7 +151,7 @@ impl Metric {
             Self::Cpu | Self::CpuSteal => Source::VcpuTimes,
             Self::CpuPressure | Self::MemoryPressure | Self::IoPressure => Source::HostPressure,
             Self::Memory | Self::MemoryAvailable => Source::BalloonStatistics,
-            Self::Load1 | Self::Custom(_) => Source::GuestAgent,
+            Self::Load1 | Self::Swap | Self::Custom(_) => Source::GuestAgent,
         }
     }
 
@@ -155,7 +159,9 @@ impl Metric {
     pub fn natural_axis(&self) -> Option<Axis> {
         match self {
             Self::Cpu | Self::CpuPressure | Self::CpuSteal | Self::Load1 => Some(Axis::Cpus),
-            Self::Memory | Self::MemoryPressure | Self::MemoryAvailable => Some(Axis::Memory),
+            Self::Memory | Self::MemoryPressure | Self::MemoryAvailable | Self::Swap => {
+                Some(Axis::Memory)
+            }
             Self::IoPressure | Self::Custom(_) => None,
         }
     }

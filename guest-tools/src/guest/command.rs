@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use super::onliner::{self, Voice};
 use super::status::Status;
 use super::sys::{self, Ending};
-use super::{load, power, prompt};
+use super::{agent, load, power, prompt, vsock};
 
 const HELP: &str = "\
 concertina-guest: the program inside a Concertina guest
@@ -18,6 +18,9 @@ Commands:
                       the foreground), or once what is offline now
   load [OPTION]...    make CPU and memory load; 'load --help' tells how
   status [--json]     vCPUs, memory, uptime and kernel modules of this guest
+  agent               the channel to the host, and 'online' (a service); 'agent --help' tells more
+  metric NAME VALUE   gives the host's rules a number, custom.NAME
+  vsock …             byte streams to and from the host; 'vsock --help' tells how
   poweroff, reboot    end the guest; --force: at once, without telling its programs
   prompt              the console of a guest without a shell
 
@@ -30,7 +33,10 @@ TEXT is quoted by double quotes or written with %XX for blanks and the like.";
 
 /// Whether a word is one of the commands that may stand alone on the kernel command line.
 pub fn is_subcommand(word: &str) -> bool {
-    matches!(word, "online" | "load" | "status" | "prompt")
+    matches!(
+        word,
+        "online" | "agent" | "metric" | "load" | "status" | "vsock" | "prompt"
+    )
 }
 
 /// Runs what the words ask for; the first is the name that the program was called by.
@@ -46,6 +52,10 @@ pub fn run(words: &[String]) -> ExitCode {
         (_, ["online", options @ ..]) => online(options),
         (_, ["load", options @ ..]) => load::run(options),
         (_, ["status", options @ ..]) => status(options),
+        (_, ["agent", options @ ..]) => agent::run(options),
+        (_, ["metric", name, value]) => agent::send_gauge(name, value).map_err(Problem::Failed),
+        (_, ["metric", ..]) => Err(Problem::Usage("Say metric NAME VALUE".into())),
+        (_, ["vsock", options @ ..]) => vsock::run(options),
         (_, ["prompt"]) => prompt::run().map_err(|error| Problem::Failed(error.to_string())),
         (_, ["help" | "--help" | "-h"]) => {
             sys::say(HELP);

@@ -9,7 +9,7 @@ use std::fs::OpenOptions;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 
 use super::acpi::PowerButton;
-use super::bootargs::BootOptions;
+use super::bootargs::{BootOptions, Command};
 use super::console::{self, Pid, Shell};
 use super::sys::{self, Ending, Reaped, SignalFile};
 use super::{filesystems, modules, onliner, power};
@@ -59,6 +59,7 @@ pub fn run() -> ! {
         })
         .ok();
     let foreground = start(&options);
+    start_agent();
     serve(signals, button, foreground)
 }
 
@@ -110,6 +111,17 @@ fn start(options: &BootOptions) -> Foreground {
         },
         None if options.no_console => Foreground::Nothing,
         None => Foreground::Shell(Shell::start()),
+    }
+}
+
+/// A process of its own: its hooks are children that it waits for, and process 1 reaps every child of
+/// its own by itself.
+fn start_agent() {
+    let command = Command::Words(vec!["agent".into(), "--no-online".into()]);
+    if let Err(error) = console::run_in_background(&command) {
+        sys::say(&format!(
+            "concertina-guest: Cannot start the channel to the host: {error}"
+        ));
     }
 }
 

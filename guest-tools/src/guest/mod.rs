@@ -3,6 +3,7 @@
 //! the program does, and `command` is how it is asked to.
 
 pub mod acpi;
+pub mod agent;
 pub mod bootargs;
 pub mod command;
 pub mod console;
@@ -16,3 +17,4 @@ pub mod prompt;
 pub mod status;
 pub mod sys;
 pub mod uevent;
+pub mod vsock;

@@ -85,7 +85,8 @@ pub fn available_memory() -> Option<u64> {
     meminfo_bytes(&fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable")
 }
 
-fn meminfo_bytes(meminfo: &str, field: &str) -> Option<u64> {
+/// One field of `/proc/meminfo`, in bytes.
+pub fn meminfo_bytes(meminfo: &str, field: &str) -> Option<u64> {
     let value = meminfo
         .lines()
         .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
@@ -104,7 +105,7 @@ fn module_names(modules: &str) -> Vec<String> {
 }
 
 /// How many numbers a kernel list like `0-3,8` holds.
-fn count(list: &str) -> u64 {
+pub fn count(list: &str) -> u64 {
     list.split(',')
         .filter_map(|part| {
             let (first, last) = part.split_once('-').unwrap_or((part, part));

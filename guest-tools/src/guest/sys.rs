@@ -1,6 +1,9 @@
 //! The system calls that the standard library has no name for, each as a safe function.
 //!
-//! Everything unsafe of the guest program is in this file, apart from `pre_exec` in `console`.
+//! Everything unsafe of the guest program is in this file and below it, apart from `pre_exec` in
+//! `console`.
+
+pub mod vsock;
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -220,19 +223,39 @@ impl AsRawFd for SignalFile {
 /// Waits until one of the files can be read or the time is over; says which can. `None` waits for
 /// ever.
 pub fn wait_readable(files: &[RawFd], timeout: Option<Duration>) -> Vec<bool> {
+    let files: Vec<_> = files.iter().map(|fd| (*fd, libc::POLLIN)).collect();
+    wait_for(&files, timeout)
+}
+
+/// The same for any event of each file.
+pub fn wait_for(files: &[(RawFd, libc::c_short)], timeout: Option<Duration>) -> Vec<bool> {
     let mut polled: Vec<libc::pollfd> = files
         .iter()
-        .map(|fd| libc::pollfd {
+        .map(|(fd, events)| libc::pollfd {
             fd: *fd,
-            events: libc::POLLIN,
+            events: *events,
             revents: 0,
         })
         .collect();
-    let millis = timeout.map_or(-1, |t| c_int::try_from(t.as_millis()).unwrap_or(c_int::MAX));
+    // Rounded up: a wait that ends a little early would be followed by a busy one.
+    let millis = timeout.map_or(-1, |t| {
+        c_int::try_from(t.as_micros().div_ceil(1000)).unwrap_or(c_int::MAX)
+    });
     let count = polled.len() as libc::nfds_t;
     // SAFETY: `polled` is a valid array of `count` entries for the duration of the call.
     let ready = unsafe { libc::poll(polled.as_mut_ptr(), count, millis) };
     polled.iter().map(|p| ready > 0 && p.revents != 0).collect()
+}
+
+/// Size of the file system that holds a path, and what programs without privileges can still write to
+/// it, in bytes.
+pub fn file_system(path: &CStr) -> Option<(u64, u64)> {
+    // SAFETY: statvfs is plain data, for which zero is valid.
+    let mut info: libc::statvfs = unsafe { mem::zeroed() };
+    // SAFETY: the path ends with NUL, and `info` is a valid statvfs for the duration of the call.
+    check(unsafe { libc::statvfs(path.as_ptr(), &mut info) }).ok()?;
+    let bytes = |blocks: u64| blocks.saturating_mul(info.f_frsize);
+    Some((bytes(info.f_blocks), bytes(info.f_bavail)))
 }
 
 /// A netlink socket. Only what the kernel itself has sent is ever returned from it.

@@ -352,7 +352,15 @@ mod tests {
         );
         let names: Vec<&str> = one.modules.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["virtio_pci", "virtio_mem", "button"]);
-        assert_eq!(one.missing, ["virtio_balloon", "virtio_rng", "virtio_blk"]);
+        assert_eq!(
+            one.missing,
+            [
+                "virtio_balloon",
+                "virtio_rng",
+                "virtio_blk",
+                "vmw_vsock_virtio_transport"
+            ]
+        );
         assert_eq!(one.release, "6.1-test");
     }
 

@@ -15,6 +15,7 @@ pub mod mem;
 pub mod pci;
 pub mod rate;
 pub mod rng;
+pub mod vsock;
 
 use std::os::fd::RawFd;
 use std::sync::Arc;
