@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::disk::{DiskRate, DiskSpec, DiskStatus};
+use crate::net::{NetRateChange, NetSpec, NetStatus};
 use crate::units::{Bytes, Quota};
 
 /// Exit statuses of a vmm process.
@@ -68,6 +69,9 @@ pub struct VmSpec {
     /// An existing, writable cgroup v2 folder of this VM alone; the vmm makes `vcpu` and `emu` in it.
     #[serde(default)]
     pub cgroup: Option<PathBuf>,
+    /// Network interfaces, in the guest's order.
+    #[serde(default)]
+    pub nets: Vec<NetSpec>,
 }
 
 /// Is the guest's code running?
@@ -194,6 +198,9 @@ pub struct VmDescription {
     /// Disks, in the order of the specification.
     #[serde(default)]
     pub disks: Vec<DiskStatus>,
+    /// Network interfaces.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nets: Vec<NetStatus>,
     /// Resident memory of the guest's RAM on the host, from `smaps`.
     pub guest_resident: Bytes,
     /// Resident memory of everything else in the vmm process, from `smaps`.
@@ -219,6 +226,9 @@ pub struct VmResize {
     /// Another limit for one disk or for all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk_rate: Option<DiskRate>,
+    /// Other limits of network interfaces.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub net_rate: Option<NetRateChange>,
     /// Deadline in milliseconds; default 10,000.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
@@ -242,6 +252,9 @@ pub struct VmSize {
     /// Limit in force of the disk, or of the first of all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk_rate: Option<DiskRate>,
+    /// Limits of network interfaces in force.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub net_rate: Option<NetRateChange>,
 }
 
 /// How a resize ended.

@@ -13,6 +13,7 @@ mod boot;
 mod disk;
 mod lifecycle;
 mod memory;
+mod net;
 mod quota;
 mod thresholds;
 mod vcpu;

@@ -27,6 +27,7 @@ use crate::usage;
 use crate::virtio::balloon::BalloonController;
 use crate::virtio::block::BlockController;
 use crate::virtio::mem::MemController;
+use crate::virtio::net::{self, NetController};
 
 /// Deadline of a resize that names none.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -45,6 +46,7 @@ pub struct Control {
     mem: Option<MemController>,
     balloon: BalloonController,
     disks: Vec<BlockController>,
+    nets: Vec<NetController>,
     cgroup: Option<Cgroup>,
     ram: Arc<GuestRam>,
     exit: ExitNotifier,
@@ -110,6 +112,7 @@ impl Control {
             mem: machine.mem.clone(),
             balloon: machine.balloon.clone(),
             disks: machine.disks.clone(),
+            nets: machine.nets.clone(),
             cgroup,
             ram: machine.ram.clone(),
             exit,
@@ -162,6 +165,7 @@ impl Control {
             memory: self.memory_status(),
             balloon: self.balloon_status(),
             disks: self.disks(),
+            nets: self.nets.iter().map(NetController::status).collect(),
             guest_resident: Bytes(resident.guest_bytes),
             vmm_resident: Bytes(resident.vmm_bytes),
         }
@@ -203,6 +207,7 @@ impl Control {
             memory: wish.memory,
             balloon: wish.balloon,
             disk_rate: wish.disk_rate,
+            net_rate: wish.net_rate,
         };
         let before = self.size_of(&asked);
         let parts = match self.check(wish) {
@@ -235,6 +240,9 @@ impl Control {
                 let (disk, rate) = (wish.disk, first.rate());
                 Some(DiskRate { disk, rate })
             }),
+            net_rate: asked
+                .net_rate
+                .and_then(|change| net::rates_in_force(&self.nets, &change)),
         }
     }
 
@@ -279,6 +287,9 @@ impl Control {
                 spec.max_memory
             ));
         }
+        if let Some(change) = &wish.net_rate {
+            net::check_change(change, self.nets.len())?;
+        }
         Ok(())
     }
 
@@ -297,6 +308,10 @@ impl Control {
             }
             timeline.note("disk_rate");
             parts.push(Part::applied());
+        }
+        if let Some(change) = &wish.net_rate {
+            net::change_rates(&self.nets, change);
+            timeline.note("net_rate");
         }
         // All wishes first, then all waits.
         let vcpus_before = self.cpu_hotplug.progress();

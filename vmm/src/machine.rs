@@ -38,6 +38,7 @@ use crate::virtio::VirtioDevice;
 use crate::virtio::balloon::{Balloon, BalloonController};
 use crate::virtio::block::{Block, BlockController};
 use crate::virtio::mem::{Mem, MemController};
+use crate::virtio::net::{Net, NetController};
 use crate::virtio::pci::{BAR_BYTES, VirtioPci, VirtioRunner};
 use crate::virtio::rng::Rng;
 
@@ -58,6 +59,8 @@ pub struct Machine {
     pub balloon: BalloonController,
     /// Disks, in the order of the specification.
     pub disks: Vec<BlockController>,
+    /// Network interfaces, in the guest's order.
+    pub nets: Vec<NetController>,
     /// Devices on the event loop.
     pub runners: Vec<VirtioRunner>,
     /// Console, and the descriptor that says that output waits.
@@ -236,9 +239,15 @@ struct Devices {
     mem: Option<MemController>,
     balloon: BalloonController,
     disks: Vec<BlockController>,
+    nets: Vec<NetController>,
 }
 
-fn create_devices(vm: &Arc<VmFd>, memory: Memory, spec: &VmSpec) -> Result<Devices, VmmError> {
+fn create_devices(
+    vm: &Arc<VmFd>,
+    memory: Memory,
+    spec: &VmSpec,
+    nets: Vec<Net>,
+) -> Result<Devices, VmmError> {
     let no_event = || VmmError::host("Event descriptor of a device cannot be made");
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
     // Disks come first, so that their places and names do not depend on what else there is.
@@ -252,6 +261,10 @@ fn create_devices(vm: &Arc<VmFd>, memory: Memory, spec: &VmSpec) -> Result<Devic
     let balloon_controller = balloon.controller();
     devices.push(Box::new(balloon));
     devices.push(Box::new(Rng::new().map_err(no_event())?));
+    let net_controllers = nets.iter().map(Net::controller).collect();
+    for net in nets {
+        devices.push(Box::new(net));
+    }
     let mut mem = None;
     if let Some(elastic) = memory.elastic {
         let device = Mem::new(elastic).map_err(no_event())?;
@@ -274,6 +287,7 @@ fn create_devices(vm: &Arc<VmFd>, memory: Memory, spec: &VmSpec) -> Result<Devic
         mem,
         balloon: balloon_controller,
         disks,
+        nets: net_controllers,
     })
 }
 
@@ -298,11 +312,12 @@ fn create_console(plan: &VmPlan, port: SerialPort) -> Result<Console, VmmError> 
 }
 
 impl Machine {
-    /// Puts it together. Nothing of the guest runs before [`Machine::start`].
+    /// Puts it together, with network interfaces that were opened before all else. Nothing of the
+    /// guest runs before [`Machine::start`].
     ///
     /// # Errors
     /// What is missing or refused; everything made is gone again.
-    pub fn new(plan: &VmPlan, exit: &ExitNotifier) -> Result<Self, VmmError> {
+    pub fn new(plan: &VmPlan, nets: Vec<Net>, exit: &ExitNotifier) -> Result<Self, VmmError> {
         let spec = &plan.spec;
         install_kick_handler()?;
         let kvm = open_kvm()?;
@@ -333,7 +348,7 @@ impl Machine {
         let (port, output_ready) =
             SerialPort::new(serial_line).map_err(VmmError::host("Serial port cannot be made"))?;
         let event_device = Arc::new(EventDevice::new(interrupt_line(&vm, layout::GED_IRQ)?));
-        let devices = create_devices(&vm, memory, spec)?;
+        let devices = create_devices(&vm, memory, spec, nets)?;
 
         let mut pio = Bus::default();
         let ports: [(u16, u64, Arc<dyn BusDevice>); 3] = [
@@ -372,6 +387,7 @@ impl Machine {
             mem,
             balloon,
             disks,
+            nets,
             ..
         } = devices;
         Ok(Self {
@@ -381,6 +397,7 @@ impl Machine {
             mem,
             balloon,
             disks,
+            nets,
             runners,
             console,
             ram,

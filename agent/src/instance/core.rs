@@ -20,11 +20,12 @@ use super::stop::StopSignal;
 use crate::cgroup::{Hierarchy, InstanceGroup};
 use crate::events::{EventLog, wall_clock};
 use crate::launch::{LaunchError, LaunchSpec};
+use crate::net::Networks;
 use crate::poll::Wakeup;
 use crate::resize::Resizer;
 use crate::resize::capacity::HostMemory;
 use crate::sentence;
-use crate::state_dir::{Ending, InstancePaths, InstanceRecord, ProcessId, StateError, write_json};
+use crate::state_dir::{Ending, InstancePaths, InstanceRecord, ProcessId, StateError};
 use crate::vmm::VmmClient;
 
 /// What changes while the instance lives.
@@ -52,6 +53,9 @@ pub(crate) struct Core {
     pub(super) events: Arc<EventLog>,
     pub(super) resizer: Resizer,
     pub(super) group: InstanceGroup,
+    pub(super) networks: Networks,
+    /// What the vmm is told; its network interfaces have other descriptors in each life.
+    pub(super) vm: VmSpec,
     /// Set when a resize has ended.
     pub(super) commit_wakeup: Arc<Wakeup>,
     live: Mutex<Live>,
@@ -82,7 +86,7 @@ impl Core {
             |e: io::Error| LaunchError::Vmm(format!("The supervisor cannot be set up: {e}"));
         group.set_fixed_limits(vm.max_vcpus)?;
         vm.cgroup = Some(group.path().to_owned());
-        write_json(&paths.vm_spec, &vm)?;
+        let networks = Networks::open(&spec.nets)?;
         let events = Arc::new(EventLog::open(&paths.events, launched).map_err(system)?);
         let vmm = VmmClient::new(&paths.vmm_socket);
         let resizer = Resizer::new(
@@ -103,6 +107,8 @@ impl Core {
             events,
             resizer,
             group,
+            networks,
+            vm,
             commit_wakeup: Arc::new(Wakeup::new().map_err(system)?),
             live: Mutex::new(Live {
                 state: InstanceState::Starting,
@@ -250,6 +256,7 @@ impl Core {
             },
             io: IoStatus {
                 disks: seen.map_or_else(Vec::new, |vm| vm.disks.clone()),
+                nets: seen.map_or_else(Vec::new, |vm| vm.nets.clone()),
             },
             last_resize: self.resizer.last_report(),
             thresholds: live.thresholds.clone(),

@@ -6,6 +6,7 @@ pub mod acpi;
 pub mod bootargs;
 pub mod command;
 pub mod console;
+pub mod dhcp;
 pub mod filesystems;
 pub mod init;
 pub mod load;

@@ -16,7 +16,13 @@ use super::signature;
 const REQUIRED: [&str; 2] = ["virtio_pci", "virtio_mem"];
 /// These make it better: the balloon, entropy, the power button, and drivers that the guest loads
 /// where there is a device for them.
-const OPTIONAL: [&str; 4] = ["virtio_balloon", "virtio_rng", "button", "virtio_blk"];
+const OPTIONAL: [&str; 5] = [
+    "virtio_balloon",
+    "virtio_rng",
+    "button",
+    "virtio_blk",
+    "virtio_net",
+];
 const SUFFIXES: [&str; 4] = [".ko", ".ko.xz", ".ko.zst", ".ko.gz"];
 
 /// A module, ready for the guest.
@@ -233,7 +239,13 @@ mod tests {
         );
         assert_eq!(
             selection.missing,
-            ["virtio_balloon", "virtio_rng", "button", "virtio_blk"]
+            [
+                "virtio_balloon",
+                "virtio_rng",
+                "button",
+                "virtio_blk",
+                "virtio_net"
+            ]
         );
     }
 
