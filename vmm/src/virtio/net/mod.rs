@@ -10,6 +10,8 @@
 
 mod backend;
 mod control;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 mod lane;
 mod request;
 mod ring;

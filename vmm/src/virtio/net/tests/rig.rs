@@ -1,6 +1,6 @@
 //! A device between a driver's queues and a socket that plays the host.
 
-use std::io::{self, Read, Write};
+use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::sync::Arc;
@@ -8,11 +8,9 @@ use std::sync::Arc;
 use concertina_api::net::{MacAddr, NetLink, NetRates, NetStatus};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::super::backend::{Backend, Gone, Sent};
+use super::super::fuzz::Packets;
 use super::super::request::HEADER_BYTES;
-use super::super::segments::Segments;
 use super::super::stream::Stream;
-use super::super::tap::Tap;
 use super::super::*;
 use crate::virtio::rng::driver::{Driver, Interrupts, WRITE, small_ram};
 
@@ -24,27 +22,6 @@ pub const RX_BUFFERS: u64 = 0x10_0000;
 /// Where frames to be sent lie.
 pub const TX_BUFFERS: u64 = 0x20_0000;
 pub const RAM_MIB: usize = 4;
-
-/// The code of a tap over a socket that keeps the borders of packets.
-struct Packets(Tap);
-
-impl Backend for Packets {
-    fn fd(&self) -> RawFd {
-        self.0.fd()
-    }
-    fn features(&self) -> u64 {
-        self.0.features()
-    }
-    fn configure(&mut self, _acked: u64) -> io::Result<()> {
-        Ok(())
-    }
-    fn send(&mut self, header: &[u8; HEADER_BYTES], packet: &Segments<'_>) -> Result<Sent, Gone> {
-        self.0.send(header, packet)
-    }
-    fn receive(&mut self, room: &Segments<'_>, spill: &mut [u8]) -> Result<Option<usize>, Gone> {
-        self.0.receive(room, spill)
-    }
-}
 
 /// The other end.
 pub enum Host {
@@ -82,7 +59,7 @@ pub fn tap_rig() -> Rig {
 pub fn tap_rig_with(ram: Arc<GuestRam>, rates: NetRates, acked: u64) -> Rig {
     let (ours, theirs) = UnixDatagram::pair().unwrap();
     theirs.set_nonblocking(true).unwrap();
-    let tap = Packets(Tap::over(OwnedFd::from(ours), "test".into()).unwrap());
+    let tap = Packets::over(OwnedFd::from(ours)).unwrap();
     let device = Net::new(Box::new(tap), settings(NetLink::Tap, rates)).unwrap();
     Rig::new(ram, device, Host::Packets(theirs), acked)
 }
