@@ -10,6 +10,7 @@ pub mod client;
 pub mod events;
 mod instance;
 pub mod launch;
+pub mod net;
 pub mod plan;
 pub mod policy;
 mod poll;

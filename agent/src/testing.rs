@@ -117,6 +117,7 @@ impl FakeVm {
                 bad_requests: 0,
             },
             disks: Vec::new(),
+            nets: Vec::new(),
             guest_resident: Bytes(self.memory.get() - self.balloon.get()),
             vmm_resident: Bytes::mib(3),
         }
@@ -176,6 +177,7 @@ impl FakeVm {
             memory: wish.memory,
             balloon: wish.balloon,
             disk_rate: wish.disk_rate,
+            net_rate: wish.net_rate,
         };
         ResizeReport {
             outcome,
@@ -185,6 +187,7 @@ impl FakeVm {
                 memory: asked.memory.map(|_| self.memory),
                 balloon: asked.balloon.map(|_| self.balloon),
                 disk_rate: asked.disk_rate,
+                net_rate: asked.net_rate,
             },
             asked,
             reason: (outcome != Outcome::Applied).then(|| "the fake guest does not".into()),

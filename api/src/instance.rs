@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::disk::{DiskRate, DiskStatus};
+use crate::net::{NetRateChange, NetStatus};
 use crate::units::{Bytes, Cpus, Quota};
 use crate::vm::ResizeReport;
 
@@ -82,6 +83,9 @@ pub struct IoStatus {
     /// Disks, in the order in which the guest finds them.
     #[serde(default)]
     pub disks: Vec<DiskStatus>,
+    /// Network interfaces, in the guest's order.
+    #[serde(default)]
+    pub nets: Vec<NetStatus>,
 }
 
 /// How one threshold stands.
@@ -171,6 +175,9 @@ pub struct InstanceSize {
     /// Limit of one disk, or of all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk_rate: Option<DiskRate>,
+    /// Limit of one network interface, or of all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub net_rate: Option<NetRateChange>,
 }
 
 /// A wish of a person; what is absent stays as it is.
@@ -186,6 +193,9 @@ pub struct InstanceResize {
     /// Another limit for one disk, or for all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk_rate: Option<DiskRate>,
+    /// Another limit for one network interface, or for all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub net_rate: Option<NetRateChange>,
     /// Deadline in milliseconds; default 10,000.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,

@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::disk::{DiskRate, DiskSpec, DiskStatus};
+use crate::net::{NetRateChange, NetSpec, NetStatus};
 use crate::units::{Bytes, Quota};
 
 /// Exit statuses of a vmm process.
@@ -71,6 +72,9 @@ pub struct VmSpec {
     /// An existing, writable cgroup v2 folder of this VM alone; the vmm makes `vcpu` and `emu` in it.
     #[serde(default)]
     pub cgroup: Option<PathBuf>,
+    /// Network interfaces, in the guest's order.
+    #[serde(default)]
+    pub nets: Vec<NetSpec>,
 }
 
 /// A virtio socket device.
@@ -233,6 +237,9 @@ pub struct VmDescription {
     /// Sockets; absent without the device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vsock: Option<VsockStatus>,
+    /// Network interfaces.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nets: Vec<NetStatus>,
     /// Resident memory of the guest's RAM on the host, from `smaps`.
     pub guest_resident: Bytes,
     /// Resident memory of everything else in the vmm process, from `smaps`.
@@ -258,6 +265,9 @@ pub struct VmResize {
     /// Another limit for one disk or for all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk_rate: Option<DiskRate>,
+    /// Other limits of network interfaces.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub net_rate: Option<NetRateChange>,
     /// Deadline in milliseconds; default 10,000.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
@@ -281,6 +291,9 @@ pub struct VmSize {
     /// Limit in force of the disk, or of the first of all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk_rate: Option<DiskRate>,
+    /// Limits of network interfaces in force.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub net_rate: Option<NetRateChange>,
 }
 
 /// How a resize ended.

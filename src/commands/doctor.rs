@@ -2,6 +2,7 @@
 
 mod checks;
 mod kvm;
+mod net;
 
 use serde::Serialize;
 
@@ -95,6 +96,8 @@ pub fn run(args: &Args) -> anyhow::Result<i32> {
         checks::cgroups(),
         checks::pressure(),
         checks::memory(),
+        net::tap(),
+        net::user(),
         checks::guest_program(),
         checks::guest_kernel(),
     ];

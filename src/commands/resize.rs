@@ -6,6 +6,7 @@ use concertina_agent::client;
 use concertina_agent::state_dir::StateDir;
 use concertina_api::disk::DiskRate;
 use concertina_api::instance::InstanceResize;
+use concertina_api::net::NetRateChange;
 use concertina_api::vm::Outcome;
 use concertina_api::{Bytes, Cpus};
 
@@ -20,6 +21,8 @@ Examples:
   concertina resize web --memory 256M --timeout 30s --json
   concertina resize web --disk-rate 50M,2000iops
   concertina resize web --disk-rate 1=max
+  concertina resize web --net-rate 10M
+  concertina resize web --net-rate 0.tx=5M,2000iops
 
 The size has to be within the bounds that the instance was launched with. Thresholds of an axis
 that was resized by hand pause for the policy's manual_hold (5 minutes by default).
@@ -30,7 +33,7 @@ timeline_ms. Exit status: 0 applied, 1 any other outcome.";
 /// Arguments of `resize`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
-#[command(group = clap::ArgGroup::new("size").args(["cpus", "memory", "disk_rate"]).required(true).multiple(true))]
+#[command(group = clap::ArgGroup::new("size").args(["cpus", "memory", "disk_rate", "net_rate"]).required(true).multiple(true))]
 pub struct Args {
     /// Name of the instance
     name: String,
@@ -43,6 +46,10 @@ pub struct Args {
     /// Limit of all disks, or of one by its number: 50M, 2000iops, 50M,2000iops, max, 1=50M
     #[arg(long, value_name = "[N=]RATE")]
     disk_rate: Option<DiskRate>,
+    /// Limit of all network interfaces in both directions; before it which, and which direction, as
+    /// the guest sees it: 10M, max, 0=10M, rx=10M, 0.tx=5M,2000iops
+    #[arg(long, value_name = "[N][.][rx|tx][=]RATE")]
+    net_rate: Option<NetRateChange>,
     /// How long the guest may take for each step: 10s, 500ms
     #[arg(long, value_name = "T", value_parser = parse_duration, default_value = "10s")]
     timeout: Duration,
@@ -58,6 +65,7 @@ pub fn run(args: &Args, state: &StateDir) -> anyhow::Result<i32> {
         cpus: args.cpus,
         memory: args.memory,
         disk_rate: args.disk_rate,
+        net_rate: args.net_rate,
         timeout_ms: Some(as_ms(args.timeout)),
     };
     let report = client::resize(&entry.paths, &wish)?;

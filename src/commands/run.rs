@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use concertina_agent::launch::LaunchSpec;
 use concertina_agent::state_dir::StateDir;
 use concertina_api::disk::DiskSpec;
+use concertina_api::net::NetWish;
 use concertina_api::policy::{Policy, PolicyError, PolicyFile, Sources};
 use concertina_api::{Bounds, Bytes, Cpus};
 
@@ -45,6 +46,17 @@ The same in TOML (--policy):
   above  = \"75%\"
   for    = \"5s\"
   add    = { cpus = 1 }
+
+Network (--net, once for each interface):
+  --net tap               a tap interface that is made, and removed at the end
+  --net tap=vm0           the tap interface vm0 (made when there is none of this name)
+  --net user,forward=8080:80
+                          without root, through passt: the guest reaches what this host reaches;
+                          port 8080 of 127.0.0.1 leads to port 80 of the guest
+  each may end with ,mac=02:00:00:00:00:01 ,mtu=1400 ,rate=10M (both directions) ,rx-rate=10M
+  (to the guest) ,tx-rate=5M,2000iops (from the guest)
+Addresses and bridges of tap interfaces are this host's business: ip address add … dev vm0, or
+ip link set vm0 master br0.
 
 Foreground: the serial console's output is copied to standard output; nothing is typed to the
 guest. Ctrl-C (or SIGTERM, SIGHUP) asks the guest to power off, a second one ends the VM at once.
@@ -88,6 +100,9 @@ pub struct Args {
     /// Bounds and rules from a TOML file; --scale adds to them
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
+    /// A network interface: tap, tap=NAME or user[,forward=HOST:GUEST]; may be given several times
+    #[arg(long = "net", value_name = "NET")]
+    nets: Vec<NetWish>,
     /// Connect this terminal to the guest's serial console
     #[arg(long, conflicts_with = "detach")]
     console: bool,
@@ -111,6 +126,7 @@ pub fn run(args: Args, state: StateDir) -> anyhow::Result<i32> {
         initrd: boot.initrd,
         append: args.append,
         disks: args.disks,
+        nets: args.nets,
         policy,
         state_dir: state.root().to_owned(),
         vmm_command: vmm_command(),
@@ -240,6 +256,20 @@ mod tests {
                 panic!("{rule}: {error}");
             }
         }
+    }
+
+    #[test]
+    fn the_networks_of_the_help_are_networks() {
+        let nets: Vec<&str> = EXAMPLES
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("--net "))
+            .filter_map(|rest| rest.split_whitespace().next())
+            .collect();
+        assert_eq!(nets.len(), 3, "{nets:?}");
+        let bounds = ["--cpus", "1", "--memory", "256M"];
+        let flags = nets.iter().flat_map(|net| ["--net", *net]);
+        let words: Vec<&str> = bounds.into_iter().chain(flags).collect();
+        assert_eq!(args(&words).nets.len(), 3);
     }
 
     #[test]

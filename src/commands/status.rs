@@ -10,6 +10,7 @@ use concertina_api::instance::{
     CpuStatus, GuestStatus, InstanceSize, InstanceState, InstanceStatus, IoStatus, MemoryStatus,
     ThresholdStatus,
 };
+use concertina_api::net::{NetRates, NetStatus, NetTraffic};
 use concertina_api::vm::ResizeReport;
 use concertina_api::{Bytes, Cpus, Quota};
 use serde::Serialize;
@@ -25,7 +26,9 @@ Examples:
 JSON fields: name, state, uptime_ms, cpus {min,max,target,online,quota}, memory {min,max,target,
 plugged,balloon,guest_total,guest_available,host_resident} in bytes, io {disks [{path,capacity,
 read_only,serial,rate,engine,direct,read_bytes,written_bytes,reads,writes,flushes,discards,throttled,
-errors,last_error,bad_requests}]}, guest (what the agent in the guest says, or null), last_resize, thresholds [{rule,state,last_value}]. An unknown value is null. Of an instance that ended only name, state
+errors,last_error,bad_requests}], nets [{link,tap,mac,link_up,driver_ready,rx,tx {bytes,frames,drops,
+throttled},bad_requests,rates {rx,tx}}]}, guest (what the agent in the guest says, or null), last_resize,
+thresholds [{rule,state,last_value}]. An unknown value is null. Of an instance that ended only name, state
 and ending {status,reason,time} are known. States: starting, running, paused, stopping, stopped,
 failed.";
 
@@ -205,6 +208,10 @@ fn describe(status: &InstanceStatus) -> String {
         text.push_str(&disk_table(&status.io.disks));
         text.push_str("\n\n");
     }
+    if !status.io.nets.is_empty() {
+        text.push_str(&net_table(&status.io.nets));
+        text.push_str("\n\n");
+    }
     if let Some(guest) = &status.guest {
         text.push_str(&format!("Guest: {}\n", describe_guest(guest)));
     }
@@ -258,6 +265,34 @@ fn disk_table(disks: &[DiskStatus]) -> String {
     output::table(&head, &rows, &[0, 2, 3, 4, 5])
 }
 
+fn net_table(nets: &[NetStatus]) -> String {
+    let moved = |traffic: &NetTraffic| {
+        let bytes = output::size(Bytes(traffic.bytes));
+        match traffic.drops {
+            0 => bytes,
+            drops => format!("{bytes}, {drops} lost"),
+        }
+    };
+    let limit = |rates: &NetRates| match (rates.rx, rates.tx) {
+        (rx, tx) if rx == tx => rx.to_string(),
+        (rx, tx) => format!("to {rx}, from {tx}"),
+    };
+    let row = |(number, net): (usize, &NetStatus)| {
+        vec![
+            number.to_string(),
+            net.tap.clone().unwrap_or_else(|| "user".into()),
+            net.mac.to_string(),
+            limit(&net.rates),
+            moved(&net.rx),
+            moved(&net.tx),
+            if net.link_up { "" } else { "link down" }.to_owned(),
+        ]
+    };
+    let rows: Vec<_> = nets.iter().enumerate().map(row).collect();
+    let head = ["NET", "HOST", "MAC", "RATE", "TO GUEST", "FROM GUEST", ""];
+    output::table(&head, &rows, &[0, 3, 4, 5])
+}
+
 fn size_table(cpus: &CpuStatus, memory: &MemoryStatus) -> String {
     let unknown = |bytes: Option<Bytes>| bytes.map_or("unknown".to_owned(), output::size);
     let rows = [
@@ -305,7 +340,9 @@ pub fn describe_size(size: &InstanceSize) -> String {
         Some(number) => format!("{} for disk {number}", wish.rate),
         None => format!("{} for all disks", wish.rate),
     });
-    let parts: Vec<String> = [cpus, memory, disks].into_iter().flatten().collect();
+    let nets = size.net_rate.map(|change| change.to_string());
+    let parts = [cpus, memory, disks, nets];
+    let parts: Vec<String> = parts.into_iter().flatten().collect();
     if parts.is_empty() {
         return "nothing".to_owned();
     }
@@ -389,6 +426,7 @@ pub mod tests {
                     last_error: Some("Read: broken".into()),
                     bad_requests: 0,
                 }],
+                nets: Vec::new(),
             },
             guest: None,
             last_resize: Some(ResizeReport {

@@ -14,6 +14,7 @@ mod channel;
 mod disk;
 mod lifecycle;
 mod memory;
+mod net;
 mod permissions;
 mod quota;
 mod thresholds;

@@ -27,6 +27,7 @@ use crate::usage;
 use crate::virtio::balloon::BalloonController;
 use crate::virtio::block::BlockController;
 use crate::virtio::mem::MemController;
+use crate::virtio::net::{self, NetController};
 use crate::virtio::vsock::VsockCounters;
 
 /// Deadline of a resize that names none.
@@ -47,6 +48,7 @@ pub struct Control {
     balloon: BalloonController,
     disks: Vec<BlockController>,
     vsock: Option<Arc<VsockCounters>>,
+    nets: Vec<NetController>,
     cgroup: Option<Cgroup>,
     ram: Arc<GuestRam>,
     exit: ExitNotifier,
@@ -113,6 +115,7 @@ impl Control {
             balloon: machine.balloon.clone(),
             disks: machine.disks.clone(),
             vsock: machine.vsock.clone(),
+            nets: machine.nets.clone(),
             cgroup,
             ram: machine.ram.clone(),
             exit,
@@ -166,6 +169,7 @@ impl Control {
             balloon: self.balloon_status(),
             disks: self.disks(),
             vsock: self.vsock.as_ref().map(|counters| counters.status()),
+            nets: self.nets.iter().map(NetController::status).collect(),
             guest_resident: Bytes(resident.guest_bytes),
             vmm_resident: Bytes(resident.vmm_bytes),
         }
@@ -207,6 +211,7 @@ impl Control {
             memory: wish.memory,
             balloon: wish.balloon,
             disk_rate: wish.disk_rate,
+            net_rate: wish.net_rate,
         };
         let before = self.size_of(&asked);
         let parts = match self.check(wish) {
@@ -239,6 +244,9 @@ impl Control {
                 let (disk, rate) = (wish.disk, first.rate());
                 Some(DiskRate { disk, rate })
             }),
+            net_rate: asked
+                .net_rate
+                .and_then(|change| net::rates_in_force(&self.nets, &change)),
         }
     }
 
@@ -283,6 +291,9 @@ impl Control {
                 spec.max_memory
             ));
         }
+        if let Some(change) = &wish.net_rate {
+            net::check_change(change, self.nets.len())?;
+        }
         Ok(())
     }
 
@@ -301,6 +312,10 @@ impl Control {
             }
             timeline.note("disk_rate");
             parts.push(Part::applied());
+        }
+        if let Some(change) = &wish.net_rate {
+            net::change_rates(&self.nets, change);
+            timeline.note("net_rate");
         }
         // All wishes first, then all waits.
         let vcpus_before = self.cpu_hotplug.progress();

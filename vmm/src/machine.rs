@@ -38,6 +38,7 @@ use crate::virtio::VirtioDevice;
 use crate::virtio::balloon::{Balloon, BalloonController};
 use crate::virtio::block::{Block, BlockController};
 use crate::virtio::mem::{Mem, MemController};
+use crate::virtio::net::{Net, NetController};
 use crate::virtio::pci::{BAR_BYTES, VirtioPci, VirtioRunner};
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::{Vsock, VsockCounters};
@@ -61,6 +62,8 @@ pub struct Machine {
     pub disks: Vec<BlockController>,
     /// Counters of the sockets, if there are any.
     pub vsock: Option<Arc<VsockCounters>>,
+    /// Network interfaces, in the guest's order.
+    pub nets: Vec<NetController>,
     /// Devices on the event loop.
     pub runners: Vec<VirtioRunner>,
     /// Console, and the descriptor that says that output waits.
@@ -240,6 +243,7 @@ struct Devices {
     balloon: BalloonController,
     disks: Vec<BlockController>,
     vsock: Option<Arc<VsockCounters>>,
+    nets: Vec<NetController>,
 }
 
 fn create_vsock(spec: &VsockSpec) -> Result<Vsock, VmmError> {
@@ -247,7 +251,12 @@ fn create_vsock(spec: &VsockSpec) -> Result<Vsock, VmmError> {
     Vsock::new(spec.cid, &spec.socket).map_err(VmmError::host(what))
 }
 
-fn create_devices(vm: &Arc<VmFd>, memory: Memory, spec: &VmSpec) -> Result<Devices, VmmError> {
+fn create_devices(
+    vm: &Arc<VmFd>,
+    memory: Memory,
+    spec: &VmSpec,
+    nets: Vec<Net>,
+) -> Result<Devices, VmmError> {
     let no_event = || VmmError::host("Event descriptor of a device cannot be made");
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
     // Disks come first, so that their places and names do not depend on what else there is.
@@ -261,6 +270,10 @@ fn create_devices(vm: &Arc<VmFd>, memory: Memory, spec: &VmSpec) -> Result<Devic
     let balloon_controller = balloon.controller();
     devices.push(Box::new(balloon));
     devices.push(Box::new(Rng::new().map_err(no_event())?));
+    let net_controllers = nets.iter().map(Net::controller).collect();
+    for net in nets {
+        devices.push(Box::new(net));
+    }
     let mut mem = None;
     if let Some(elastic) = memory.elastic {
         let device = Mem::new(elastic).map_err(no_event())?;
@@ -287,6 +300,7 @@ fn create_devices(vm: &Arc<VmFd>, memory: Memory, spec: &VmSpec) -> Result<Devic
         balloon: balloon_controller,
         disks,
         vsock: vsock_counters,
+        nets: net_controllers,
     })
 }
 
@@ -311,11 +325,12 @@ fn create_console(plan: &VmPlan, port: SerialPort) -> Result<Console, VmmError> 
 }
 
 impl Machine {
-    /// Puts it together. Nothing of the guest runs before [`Machine::start`].
+    /// Puts it together, with network interfaces that were opened before all else. Nothing of the
+    /// guest runs before [`Machine::start`].
     ///
     /// # Errors
     /// What is missing or refused; everything made is gone again.
-    pub fn new(plan: &VmPlan, exit: &ExitNotifier) -> Result<Self, VmmError> {
+    pub fn new(plan: &VmPlan, nets: Vec<Net>, exit: &ExitNotifier) -> Result<Self, VmmError> {
         let spec = &plan.spec;
         install_kick_handler()?;
         let kvm = open_kvm()?;
@@ -346,7 +361,7 @@ impl Machine {
         let (port, output_ready) =
             SerialPort::new(serial_line).map_err(VmmError::host("Serial port cannot be made"))?;
         let event_device = Arc::new(EventDevice::new(interrupt_line(&vm, layout::GED_IRQ)?));
-        let devices = create_devices(&vm, memory, spec)?;
+        let devices = create_devices(&vm, memory, spec, nets)?;
 
         let mut pio = Bus::default();
         let ports: [(u16, u64, Arc<dyn BusDevice>); 3] = [
@@ -386,6 +401,7 @@ impl Machine {
             balloon,
             disks,
             vsock,
+            nets,
             ..
         } = devices;
         Ok(Self {
@@ -396,6 +412,7 @@ impl Machine {
             balloon,
             disks,
             vsock,
+            nets,
             runners,
             console,
             ram,

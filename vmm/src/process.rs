@@ -18,6 +18,7 @@ use crate::exit::{Exit, ExitNotifier};
 use crate::machine::Machine;
 use crate::plan::VmPlan;
 use crate::server;
+use crate::virtio::net;
 use crate::virtio::pci::{Source, VirtioRunner};
 
 /// How soon input that found no room in the guest's FIFO is offered again.
@@ -81,6 +82,7 @@ fn read_spec(path: &Path) -> Result<VmSpec, VmmError> {
 
 fn run(spec: &Path) -> Result<Exit, VmmError> {
     let plan = VmPlan::new(read_spec(spec)?)?;
+    let nets = net::open(&plan.spec.name, &plan.spec.nets)?;
     let cgroup = plan.spec.cgroup.as_deref().map(Cgroup::new).transpose()?;
     if let Some(cgroup) = &cgroup {
         // First of all: threads start in the group of the thread that makes them.
@@ -92,7 +94,7 @@ fn run(spec: &Path) -> Result<Exit, VmmError> {
         .map_err(VmmError::host("Event descriptor cannot be made"))?;
     let event = Arc::new(event);
     let exit = ExitNotifier::new(event.clone());
-    let mut machine = Machine::new(&plan, &exit)?;
+    let mut machine = Machine::new(&plan, nets, &exit)?;
     if let Some(cgroup) = &cgroup {
         for handle in &machine.vcpus {
             cgroup.add_vcpu(handle.vcpu.tid())?;

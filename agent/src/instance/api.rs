@@ -38,10 +38,11 @@ fn resize(core: &Core, request: &Request) -> Response {
         Ok(wish) => wish,
         Err(response) => return response,
     };
-    if wish.cpus.is_none() && wish.memory.is_none() && wish.disk_rate.is_none() {
+    let rates = wish.disk_rate.is_some() || wish.net_rate.is_some();
+    if wish.cpus.is_none() && wish.memory.is_none() && !rates {
         return Response::problem(
             400,
-            "Resize names no size: give cpus, memory, disk_rate, or several of them",
+            "Resize names no size: give cpus, memory, disk_rate, net_rate, or several of them",
         );
     }
     let timeout_ms = wish.timeout_ms.unwrap_or(DEFAULT_RESIZE_TIMEOUT_MS);
@@ -60,7 +61,8 @@ fn resize(core: &Core, request: &Request) -> Response {
         return Response::problem(409, detail);
     }
     let order = Order::manual(wish.cpus, wish.memory, Duration::from_millis(timeout_ms))
-        .with_disk_rate(wish.disk_rate);
+        .with_disk_rate(wish.disk_rate)
+        .with_net_rate(wish.net_rate);
     let report = core.resizer.carry_out(&order);
     core.commit_wakeup.set();
     Response::json(200, &report)

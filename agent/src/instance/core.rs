@@ -21,11 +21,12 @@ use crate::cgroup::{Hierarchy, InstanceGroup};
 use crate::channel::Channel;
 use crate::events::{EventLog, wall_clock};
 use crate::launch::{LaunchError, LaunchSpec};
+use crate::net::Networks;
 use crate::poll::Wakeup;
 use crate::resize::Resizer;
 use crate::resize::capacity::HostMemory;
 use crate::sentence;
-use crate::state_dir::{Ending, InstancePaths, InstanceRecord, ProcessId, StateError, write_json};
+use crate::state_dir::{Ending, InstancePaths, InstanceRecord, ProcessId, StateError};
 use crate::vmm::VmmClient;
 
 /// What changes while the instance lives.
@@ -54,6 +55,9 @@ pub(crate) struct Core {
     pub(super) resizer: Resizer,
     pub(super) group: InstanceGroup,
     pub(super) channel: Arc<Channel>,
+    pub(super) networks: Networks,
+    /// What the vmm is told; its network interfaces have other descriptors in each life.
+    pub(super) vm: VmSpec,
     /// Set when a resize has ended, or the guest has something urgent to say.
     pub(super) commit_wakeup: Arc<Wakeup>,
     live: Mutex<Live>,
@@ -84,7 +88,7 @@ impl Core {
             |e: io::Error| LaunchError::Vmm(format!("The supervisor cannot be set up: {e}"));
         group.set_fixed_limits(vm.max_vcpus)?;
         vm.cgroup = Some(group.path().to_owned());
-        write_json(&paths.vm_spec, &vm)?;
+        let networks = Networks::open(&spec.nets)?;
         let events = Arc::new(EventLog::open(&paths.events, launched).map_err(system)?);
         let vmm = VmmClient::new(&paths.vmm_socket);
         let commit_wakeup = Arc::new(Wakeup::new().map_err(system)?);
@@ -111,6 +115,8 @@ impl Core {
             group,
             channel,
             commit_wakeup,
+            networks,
+            vm,
             live: Mutex::new(Live {
                 state: InstanceState::Starting,
                 vmm: None,
@@ -257,6 +263,7 @@ impl Core {
             },
             io: IoStatus {
                 disks: seen.map_or_else(Vec::new, |vm| vm.disks.clone()),
+                nets: seen.map_or_else(Vec::new, |vm| vm.nets.clone()),
             },
             guest: self.channel.status(),
             last_resize: self.resizer.last_report(),

@@ -13,13 +13,16 @@ use std::time::{Duration, Instant};
 
 use concertina_api::event::EventKind;
 use concertina_api::instance::InstanceState;
+use concertina_api::vm::VmSpec;
 
 use super::core::Core;
 use super::stop::StopWish;
 use super::watch::Watch;
 use super::{ExitReport, exit};
 use crate::launch::LaunchError;
+use crate::net::NetProgram;
 use crate::sentence;
+use crate::state_dir::write_json;
 use crate::vmm::process::last_words;
 use crate::vmm::{VmmExit, VmmProcess};
 
@@ -118,6 +121,8 @@ struct Life {
     began: Instant,
     /// Set when the vmm had ended before it could be watched.
     early_exit: Option<VmmExit>,
+    /// Programs of its network interfaces, which end with it.
+    _net: Vec<NetProgram>,
 }
 
 impl Life {
@@ -128,7 +133,14 @@ impl Life {
         let _ = std::fs::remove_file(&core.paths.vmm_socket);
         let procs = core.group.open_procs()?;
         let (command, spec, log) = (&core.vmm_command, &core.paths.vm_spec, &core.paths.vmm_log);
-        let vmm = VmmProcess::spawn(command, spec, procs, log).map_err(|source| {
+        let net = core.networks.begin_life()?;
+        let told = VmSpec {
+            nets: net.specs(),
+            ..core.vm.clone()
+        };
+        write_json(spec, &told)?;
+        let spawned = VmmProcess::spawn(command, spec, procs, log, &net.descriptors());
+        let vmm = spawned.map_err(|source| {
             let program = command.first().map(|p| p.to_string_lossy().into_owned());
             LaunchError::Spawn {
                 program: program.unwrap_or_default(),
@@ -140,6 +152,7 @@ impl Life {
             vmm,
             began: Instant::now(),
             early_exit: None,
+            _net: net.handed_over(),
         };
         life.wait_until_ready(core)?;
         core.set_state(InstanceState::Running);

@@ -412,6 +412,7 @@ fn order<T>(wish: Wish<T>, put: impl FnOnce(&mut Order, T)) -> (Order, Direction
         cpus: None,
         memory: None,
         disk_rate: None,
+        net_rate: None,
         timeout,
         cause: Cause::Rules(wish.causes),
         note: (!wish.notes.is_empty()).then(|| wish.notes.join("; ")),

@@ -48,12 +48,20 @@ const DEFAULTS: &[&str] = &[
 const KEEP_LOCKS: &str = "noreplace-smp";
 
 /// The whole command line: ours, then the customer's. `grows_vcpus`: the guest may get more vCPUs
-/// than the one that it starts with.
-pub fn command_line(append: Option<&str>, grows_vcpus: bool) -> Result<String, LaunchError> {
+/// than the one that it starts with. `dhcp`: numbers of the interfaces for which the default guest
+/// asks for an address; other guests do not know the word, and have ways of their own.
+pub fn command_line(
+    append: Option<&str>,
+    grows_vcpus: bool,
+    dhcp: impl Iterator<Item = usize>,
+) -> Result<String, LaunchError> {
     let mut line = DEFAULTS.join(" ");
     if grows_vcpus {
         line.push(' ');
         line.push_str(KEEP_LOCKS);
+    }
+    for interface in dhcp {
+        line.push_str(&format!(" concertina.dhcp=eth{interface}"));
     }
     if let Some(extra) = append.map(str::trim).filter(|extra| !extra.is_empty()) {
         if let Some(bad) = extra.chars().find(|c| c.is_control()) {
@@ -77,39 +85,59 @@ pub fn command_line(append: Option<&str>, grows_vcpus: bool) -> Result<String, L
 
 #[cfg(test)]
 mod tests {
+    use std::iter::empty;
+
     use super::*;
 
     #[test]
     fn what_is_appended_comes_last_so_that_it_wins() {
-        let line = command_line(Some(" loglevel=7 "), false).unwrap();
+        let line = command_line(Some(" loglevel=7 "), false, empty()).unwrap();
         assert!(
             line.starts_with("console=ttyS0 ") && line.ends_with(" loglevel=7"),
             "{line}"
         );
         assert_eq!(
-            command_line(None, false).unwrap(),
-            command_line(Some("  "), false).unwrap()
+            command_line(None, false, empty()).unwrap(),
+            command_line(Some("  "), false, empty()).unwrap()
         );
     }
 
     #[test]
     fn what_linux_would_cut_or_misread_is_refused() {
         assert!(
-            command_line(Some(&"x".repeat(CMDLINE_MAX_BYTES)), false)
+            command_line(Some(&"x".repeat(CMDLINE_MAX_BYTES)), false, empty())
                 .unwrap_err()
                 .is_usage()
         );
-        assert!(command_line(Some("a\nb"), false).unwrap_err().is_usage());
-        assert!(command_line(Some("a\0b"), false).unwrap_err().is_usage());
+        assert!(
+            command_line(Some("a\nb"), false, empty())
+                .unwrap_err()
+                .is_usage()
+        );
+        assert!(
+            command_line(Some("a\0b"), false, empty())
+                .unwrap_err()
+                .is_usage()
+        );
+    }
+
+    #[test]
+    fn the_default_guest_is_told_where_to_ask_for_an_address() {
+        let line = command_line(Some("x"), false, [0, 2].into_iter()).unwrap();
+        assert!(line.ends_with(" concertina.dhcp=eth0 concertina.dhcp=eth2 x"));
     }
 
     #[test]
     fn only_a_guest_that_may_get_a_second_vcpu_keeps_its_locks() {
         assert!(
-            command_line(None, true)
+            command_line(None, true, empty())
                 .unwrap()
                 .ends_with(" noreplace-smp")
         );
-        assert!(!command_line(None, false).unwrap().contains("noreplace-smp"));
+        assert!(
+            !command_line(None, false, empty())
+                .unwrap()
+                .contains("noreplace-smp")
+        );
     }
 }

@@ -7,6 +7,7 @@ use concertina_api::policy::PolicyError;
 use concertina_http::HttpError;
 
 use crate::cgroup::CgroupError;
+use crate::net::NetError;
 use crate::state_dir::{LockError, StateError};
 
 /// A launch that did not happen. Nothing of it is left on the host.
@@ -40,6 +41,9 @@ pub enum LaunchError {
     /// The state folder refuses.
     #[error(transparent)]
     State(#[from] StateError),
+    /// A network interface cannot be had.
+    #[error(transparent)]
+    Net(#[from] NetError),
     /// The agent's socket could not be made.
     #[error(transparent)]
     AgentSocket(HttpError),
@@ -64,6 +68,7 @@ impl LaunchError {
             Self::Request(_) | Self::Policy(_) | Self::File { .. } => true,
             Self::Name(LockError::State(StateError::Name(_)))
             | Self::State(StateError::Name(_)) => true,
+            Self::Net(error) => error.is_usage(),
             Self::Name(_)
             | Self::Kvm(_)
             | Self::Cgroup(_)

@@ -21,6 +21,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use concertina_api::disk::DiskSpec;
+use concertina_api::net::NetWish;
 use concertina_api::policy::Policy;
 use concertina_api::vm::{VmSpec, VsockSpec};
 
@@ -32,6 +33,7 @@ use images::tests::small_bzimage;
 
 use crate::cgroup::InstanceGroup;
 pub use crate::instance::{ExitReport, Instance, Stopper};
+use crate::net;
 use crate::plan::cpu;
 use crate::state_dir::{InstancePaths, InstanceRecord, StateDir};
 
@@ -51,6 +53,8 @@ pub struct LaunchSpec {
     pub append: Option<String>,
     /// Disks, in the order in which the guest finds them.
     pub disks: Vec<DiskSpec>,
+    /// Network interfaces, in the guest's order.
+    pub nets: Vec<NetWish>,
     /// Bounds and rules.
     pub policy: Policy,
     /// The folder of all instances; made when it is not there.
@@ -84,6 +88,7 @@ pub(crate) fn prepare_on(host: &Host, mut spec: LaunchSpec) -> Result<Instance, 
         disk.path = host::absolute(&disk.path)?;
     }
     disks::check(&spec.disks)?;
+    net::check(&spec.nets)?;
     let vm = vm_spec(&spec, &paths)?;
     host.check_kvm()?;
     let tree = host.cgroups()?;
@@ -110,7 +115,7 @@ fn clean_up_after_predecessor(paths: &InstancePaths) -> Result<(), LaunchError> 
     Ok(())
 }
 
-/// What the vmm is told. The cgroup is added when it is made.
+/// What the vmm is told. The cgroup is added when it is made, network interfaces when they are open.
 fn vm_spec(spec: &LaunchSpec, paths: &InstancePaths) -> Result<VmSpec, LaunchError> {
     let bounds = spec.policy.bounds;
     let first = cpu::rung(bounds.cpus.min);
@@ -120,7 +125,11 @@ fn vm_spec(spec: &LaunchSpec, paths: &InstancePaths) -> Result<VmSpec, LaunchErr
         name: spec.name.clone(),
         kernel: spec.kernel.clone(),
         initrd: spec.initrd.clone(),
-        cmdline: command_line(spec.append.as_deref(), grows_vcpus)?,
+        cmdline: command_line(
+            spec.append.as_deref(),
+            grows_vcpus,
+            net::with_dhcp(&spec.nets),
+        )?,
         boot_vcpus: first.vcpus,
         max_vcpus,
         quota: first.quota,
@@ -135,5 +144,6 @@ fn vm_spec(spec: &LaunchSpec, paths: &InstancePaths) -> Result<VmSpec, LaunchErr
             socket: paths.vsock_socket.clone(),
         }),
         cgroup: None,
+        nets: Vec::new(),
     })
 }

@@ -47,6 +47,7 @@ fn bench(behaviour: &str) -> Bench {
             initrd: None,
             append: None,
             disks: Vec::new(),
+            nets: Vec::new(),
             policy: Policy::new(bounds),
             state_dir: temp.path().join("state"),
             vmm_command: process_command(behaviour),
@@ -230,11 +231,13 @@ fn a_resize_by_hand_is_carried_out_and_told() {
         cpus: Some(Cpus(2500)),
         memory: Some(Bytes::mib(512)),
         disk_rate: Some("1=20M".parse().unwrap()),
+        net_rate: Some("0.rx=5M".parse().unwrap()),
         timeout_ms: None,
     };
     let report = client::resize(instance.paths(), &wish).unwrap();
     assert_eq!(report.outcome, Outcome::Applied, "{report:?}");
     assert_eq!(report.got.disk_rate, wish.disk_rate);
+    assert_eq!(report.got.net_rate, wish.net_rate);
     assert!(report.timeline_ms.contains_key("total"));
     let status = client::status(instance.paths()).unwrap();
     assert_eq!((status.cpus.online, status.cpus.target), (3, Cpus(2500)));

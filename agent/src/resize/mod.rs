@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 use concertina_api::disk::DiskRate;
 use concertina_api::event::EventKind;
 use concertina_api::instance::InstanceSize;
+use concertina_api::net::NetRateChange;
 use concertina_api::policy::step::MEMORY_STEP;
 use concertina_api::policy::{Axis, PolicyBounds};
 use concertina_api::vm::{Outcome, ResizeReport, VmDescription};
@@ -64,6 +65,8 @@ pub struct Order {
     pub memory: Option<Bytes>,
     /// Limit of disks; absent: as it is.
     pub disk_rate: Option<DiskRate>,
+    /// Limit of network interfaces; absent: as it is.
+    pub net_rate: Option<NetRateChange>,
     /// Deadline of the whole.
     pub timeout: Duration,
     /// Who wants it.
@@ -79,6 +82,7 @@ impl Order {
             cpus,
             memory,
             disk_rate: None,
+            net_rate: None,
             timeout,
             cause: Cause::Manual,
             note: None,
@@ -88,6 +92,12 @@ impl Order {
     /// And this limit of disks.
     pub fn with_disk_rate(mut self, rate: Option<DiskRate>) -> Self {
         self.disk_rate = rate;
+        self
+    }
+
+    /// And this limit of network interfaces.
+    pub fn with_net_rate(mut self, rate: Option<NetRateChange>) -> Self {
+        self.net_rate = rate;
         self
     }
 
@@ -255,6 +265,7 @@ impl Resizer {
             cpus: order.cpus,
             memory: order.memory,
             disk_rate: order.disk_rate,
+            net_rate: order.net_rate,
         };
         if let Err(reason) = self.check(order) {
             return self.refuse(asked, reason, timeline);
@@ -264,6 +275,9 @@ impl Resizer {
         let disk = order
             .disk_rate
             .map(|wish| io::set_disk_rate(&self.vmm, wish, timeline.clone()));
+        let net = order
+            .net_rate
+            .map(|wish| io::set_net_rate(&self.vmm, wish, timeline.clone()));
         let (cpu, memory) = thread::scope(|scope| {
             let cpu = order.cpus.map(|target| {
                 let timeline = timeline.clone();
@@ -286,7 +300,12 @@ impl Resizer {
                 AxisReport::refused(before.cpus, reason, timeline.clone())
             })
         });
-        let axes = Axes { cpu, memory, disk };
+        let axes = Axes {
+            cpu,
+            memory,
+            disk,
+            net,
+        };
         let report = combine(asked, axes, timeline);
         self.finish(order, before, resident_before, report)
     }
@@ -308,6 +327,7 @@ impl Resizer {
             cpus: Some(size),
             memory: None,
             disk_rate: None,
+            net_rate: None,
         };
         let timeline = report.timeline.clone();
         let axes = Axes {
@@ -464,6 +484,7 @@ impl Resizer {
                 cpus: asked.cpus.map(|_| size.cpus),
                 memory: asked.memory.map(|_| size.memory),
                 disk_rate: None,
+                net_rate: None,
             },
             reason: Some(reason),
             ost: None,
@@ -491,6 +512,7 @@ impl Resizer {
                 cpus: order.cpus.map(|_| before.cpus),
                 memory: order.memory.map(|_| before.memory),
                 disk_rate: None,
+                net_rate: None,
             },
             report: report.clone(),
             resident_before,

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use concertina_api::disk::DiskRate;
 use concertina_api::instance::InstanceSize;
+use concertina_api::net::NetRateChange;
 use concertina_api::vm::{Outcome, ResizeReport};
 use concertina_api::{Bytes, Cpus};
 
@@ -132,6 +133,8 @@ pub struct Axes {
     pub memory: Option<AxisReport<Bytes>>,
     /// Limit of disks; it got nothing when it was refused.
     pub disk: Option<AxisReport<Option<DiskRate>>>,
+    /// Limit of network interfaces; likewise.
+    pub net: Option<AxisReport<Option<NetRateChange>>>,
 }
 
 /// One report of the axes that were asked.
@@ -140,21 +143,29 @@ pub fn combine(
     axes: Axes,
     mut timeline: Timeline,
 ) -> ResizeReport<InstanceSize> {
-    let Axes { cpu, memory, disk } = axes;
+    let Axes {
+        cpu,
+        memory,
+        disk,
+        net,
+    } = axes;
     let got = InstanceSize {
         cpus: cpu.as_ref().map(|r| r.got),
         memory: memory.as_ref().map(|r| r.got),
         disk_rate: disk.as_ref().and_then(|r| r.got),
+        net_rate: net.as_ref().and_then(|r| r.got),
     };
     let outcomes = [
         cpu.as_ref().map(|r| r.outcome),
         memory.as_ref().map(|r| r.outcome),
         disk.as_ref().map(|r| r.outcome),
+        net.as_ref().map(|r| r.outcome),
     ];
     let reasons: Vec<String> = [
         cpu.as_ref().and_then(|r| r.reason.clone()),
         memory.as_ref().and_then(|r| r.reason.clone()),
         disk.as_ref().and_then(|r| r.reason.clone()),
+        net.as_ref().and_then(|r| r.reason.clone()),
     ]
     .into_iter()
     .flatten()
@@ -167,6 +178,9 @@ pub fn combine(
         timeline.merge(report.timeline);
     }
     if let Some(report) = disk {
+        timeline.merge(report.timeline);
+    }
+    if let Some(report) = net {
         timeline.merge(report.timeline);
     }
     timeline.note("total");

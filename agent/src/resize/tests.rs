@@ -61,6 +61,7 @@ impl Bench {
             cpus: cpus.map(Cpus),
             memory: memory_mib.map(Bytes::mib),
             disk_rate: None,
+            net_rate: None,
             timeout: Duration::from_secs(3),
             cause: Cause::Rules(vec!["rule".into()]),
             note: None,

@@ -7,7 +7,7 @@
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
@@ -82,8 +82,15 @@ pub struct VmmProcess {
 
 impl VmmProcess {
     /// Starts `command` with the spec's path as last argument, inside the group whose
-    /// `cgroup.procs` is given, its output appended to `log`.
-    pub fn spawn(command: &[OsString], spec: &Path, procs: File, log: &Path) -> io::Result<Self> {
+    /// `cgroup.procs` is given, its output appended to `log`. It inherits some descriptors, which
+    /// have the same numbers there.
+    pub fn spawn(
+        command: &[OsString],
+        spec: &Path,
+        procs: File,
+        log: &Path,
+        inherited: &[BorrowedFd<'_>],
+    ) -> io::Result<Self> {
         let (program, arguments) = command
             .split_first()
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no program is named"))?;
@@ -103,9 +110,13 @@ impl VmmProcess {
             .process_group(0);
         // SAFETY: getpid(2) has no preconditions.
         let parent = unsafe { libc::getpid() };
-        let enter = move || enter_group(&procs, parent);
-        // SAFETY: between fork and exec `enter_group` only makes system calls that are
-        // async-signal-safe, and allocates nothing.
+        let numbers: Vec<RawFd> = inherited.iter().map(AsRawFd::as_raw_fd).collect();
+        let enter = move || {
+            enter_group(&procs, parent)?;
+            numbers.iter().try_for_each(|fd| inherit(*fd))
+        };
+        // SAFETY: between fork and exec only system calls are made that are async-signal-safe, and
+        // nothing is allocated.
         unsafe { prepared.pre_exec(enter) };
         let mut child = prepared.spawn()?;
         let pid = i32::try_from(child.id()).unwrap_or(0);
@@ -180,6 +191,15 @@ fn enter_group(procs: &File, parent: libc::pid_t) -> io::Result<()> {
     Ok(())
 }
 
+/// In a child before exec: keeps a descriptor open that is closed on exec elsewhere.
+pub(crate) fn inherit(fd: RawFd) -> io::Result<()> {
+    // SAFETY: fcntl with F_SETFD takes and gives integers.
+    match unsafe { libc::fcntl(fd, libc::F_SETFD, 0) } {
+        0.. => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 fn open_pidfd(pid: i32) -> io::Result<OwnedFd> {
     // SAFETY: pidfd_open(2) takes two integers and returns a descriptor or -1.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
@@ -215,7 +235,8 @@ mod tests {
     fn shell(temp: &Path, script: &str) -> VmmProcess {
         let command: Vec<OsString> = ["sh", "-c", script].map(OsString::from).into();
         let procs = File::create(temp.join("procs")).unwrap();
-        VmmProcess::spawn(&command, Path::new("spec"), procs, &temp.join("log")).unwrap()
+        let log = temp.join("log");
+        VmmProcess::spawn(&command, Path::new("spec"), procs, &log, &[]).unwrap()
     }
 
     fn ended(process: &mut VmmProcess) -> VmmExit {
@@ -272,13 +293,35 @@ mod tests {
     }
 
     #[test]
+    fn what_is_inherited_has_the_same_number_in_the_child_and_nothing_else_is() {
+        use std::os::fd::AsFd;
+        let temp = tempfile::tempdir().unwrap();
+        let given = File::create(temp.path().join("given")).unwrap();
+        let other = File::create(temp.path().join("other")).unwrap();
+        let script = format!(
+            "echo word >/proc/$$/fd/{} && ! test -e /proc/$$/fd/{}",
+            given.as_raw_fd(),
+            other.as_raw_fd()
+        );
+        let command: Vec<OsString> = ["sh", "-c", &script].map(OsString::from).into();
+        let procs = File::create(temp.path().join("procs")).unwrap();
+        let log = temp.path().join("log");
+        let inherited = [given.as_fd()];
+        let mut process =
+            VmmProcess::spawn(&command, Path::new("spec"), procs, &log, &inherited).unwrap();
+        assert_eq!(ended(&mut process), VmmExit::PoweredOff);
+        let word = fs::read_to_string(temp.path().join("given")).unwrap();
+        assert_eq!(word, "word\n");
+    }
+
+    #[test]
     fn a_program_that_does_not_exist_is_an_error() {
         let temp = tempfile::tempdir().unwrap();
         let procs = File::create(temp.path().join("procs")).unwrap();
         let command = [OsString::from("/nonexistent/vmm")];
         let log = temp.path().join("log");
-        assert!(VmmProcess::spawn(&command, Path::new("x"), procs, &log).is_err());
+        assert!(VmmProcess::spawn(&command, Path::new("x"), procs, &log, &[]).is_err());
         let procs = File::create(temp.path().join("procs")).unwrap();
-        assert!(VmmProcess::spawn(&[], Path::new("x"), procs, &log).is_err());
+        assert!(VmmProcess::spawn(&[], Path::new("x"), procs, &log, &[]).is_err());
     }
 }

@@ -5,6 +5,7 @@
 //! | `concertina.run=TEXT` | run it, print `concertina-guest: exit status N`, power off |
 //! | `… -- WORD…` | the same, with the words that the kernel passes on to init |
 //! | `concertina.start=TEXT` | run it in the background; may be repeated |
+//! | `concertina.dhcp=eth0` | ask for an address on this interface; may be repeated |
 //! | `concertina.poweroff`, `concertina.reboot` | end as soon as the init is up |
 //! | `concertina.console=no` | no shell on the console |
 //!
@@ -29,6 +30,8 @@ pub struct BootOptions {
     pub run: Option<Command>,
     /// Run these beside everything else.
     pub start: Vec<Command>,
+    /// Ask for addresses on these interfaces.
+    pub dhcp: Vec<String>,
     /// End at once.
     pub end: Option<Ending>,
     /// No shell on the console.
@@ -50,6 +53,7 @@ impl BootOptions {
             match name {
                 "concertina.run" => options.run = Some(Command::Line(decode(value))),
                 "concertina.start" => options.start.push(Command::Line(decode(value))),
+                "concertina.dhcp" => options.dhcp.push(value.to_owned()),
                 "concertina.poweroff" => options.end = Some(Ending::PowerOff),
                 "concertina.reboot" => options.end = Some(Ending::Reboot),
                 "concertina.console" => options.no_console = value == "no",
@@ -159,7 +163,10 @@ mod tests {
 
     #[test]
     fn endings_and_background_commands_are_known() {
-        let options = BootOptions::parse("concertina.start=a concertina.start=b concertina.reboot");
+        let options = BootOptions::parse(
+            "concertina.start=a concertina.start=b concertina.dhcp=eth1 concertina.reboot",
+        );
+        assert_eq!(options.dhcp, ["eth1"]);
         assert_eq!(options.end, Some(Ending::Reboot));
         assert_eq!(
             options.start,

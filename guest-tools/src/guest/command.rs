@@ -27,6 +27,7 @@ Commands:
 As process 1 it is the init of the default guest and obeys these on the kernel command line:
   concertina.run=TEXT      run TEXT, print its exit status, power off; -- WORD... does the same
   concertina.start=TEXT    run TEXT beside everything else
+  concertina.dhcp=ETH      ask for an address on the interface ETH
   concertina.poweroff      power off as soon as the init is up; concertina.reboot reboots
   concertina.console=no    no shell on the console
 TEXT is quoted by double quotes or written with %XX for blanks and the like.";

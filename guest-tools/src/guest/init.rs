@@ -12,7 +12,7 @@ use super::acpi::PowerButton;
 use super::bootargs::{BootOptions, Command};
 use super::console::{self, Pid, Shell};
 use super::sys::{self, Ending, Reaped, SignalFile};
-use super::{filesystems, modules, onliner, power};
+use super::{dhcp, filesystems, modules, onliner, power};
 
 /// What the guest is doing apart from being there.
 enum Foreground {
@@ -92,6 +92,7 @@ fn open_signals() -> Option<SignalFile> {
 }
 
 fn start(options: &BootOptions) -> Foreground {
+    dhcp::start(&options.dhcp);
     for command in &options.start {
         if let Err(error) = console::run_in_background(command) {
             sys::say(&format!(

@@ -7,6 +7,7 @@ pub mod agent;
 pub mod bootargs;
 pub mod command;
 pub mod console;
+pub mod dhcp;
 pub mod filesystems;
 pub mod init;
 pub mod load;

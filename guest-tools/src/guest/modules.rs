@@ -11,7 +11,13 @@ use std::io;
 use super::sys;
 
 /// Drivers of devices that not every machine has, and the ids of these devices (virtio 1.2 §5).
-const DRIVERS: [(&str, u32); 1] = [("virtio_blk.ko", 2)];
+/// Modules that only such a driver needs go with it.
+const DRIVERS: [(&str, u32); 4] = [
+    ("failover.ko", 1),
+    ("net_failover.ko", 1),
+    ("virtio_net.ko", 1),
+    ("virtio_blk.ko", 2),
+];
 
 /// Loads what the list names and removes the files. Without a list everything is built in.
 pub fn load_all() {

@@ -9,7 +9,7 @@ use super::initramfs::{self, Busybox, InitramfsSpec, ModuleSource};
 use super::kernel::{self, DefaultKernel, KernelOptions};
 
 /// Changes whenever the builder would make something else of the same input.
-const BUILDER_VERSION: u32 = 2;
+const BUILDER_VERSION: u32 = 3;
 
 /// A guest that boots.
 #[derive(Debug, Clone, PartialEq, Eq)]

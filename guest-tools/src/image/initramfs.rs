@@ -15,11 +15,16 @@ use super::modules::{ModuleTree, Selection};
 use super::{command, elf};
 
 /// Links to busybox in the guest.
-const APPLETS: [&str; 31] = [
+const APPLETS: [&str; 36] = [
     "awk", "cat", "chmod", "cp", "cut", "date", "dd", "df", "dmesg", "echo", "env", "free", "grep",
-    "head", "kill", "ln", "ls", "mkdir", "mount", "mv", "ps", "rm", "sed", "sh", "sleep", "tail",
-    "top", "umount", "uname", "vi", "wc",
+    "head", "ip", "kill", "ln", "ls", "mkdir", "mount", "mv", "nc", "ping", "ps", "rm", "sed",
+    "sh", "sleep", "tail", "top", "udhcpc", "umount", "uname", "vi", "wc", "wget",
 ];
+/// What busybox's `udhcpc` does with an answer, and where it looks for that.
+const DHCP_SCRIPT: (&str, &str) = (
+    "etc/udhcpc/default.script",
+    include_str!("../../dist/udhcpc.script"),
+);
 /// Links to the guest program, which knows how to end the guest.
 const ENDINGS: [&str; 3] = ["halt", "poweroff", "reboot"];
 /// Where Debian and others put a static busybox.
@@ -174,6 +179,8 @@ fn add_busybox(archive: &mut Archive, program: Vec<u8>) {
     for name in APPLETS {
         archive.put(&format!("bin/{name}"), Node::Link("busybox".into()));
     }
+    let (path, script) = DHCP_SCRIPT;
+    archive.put(path, Node::File(0o755, script.into()));
 }
 
 fn add_file(archive: &mut Archive, source: &Path, target: &str) -> Result<(), ImageError> {
@@ -358,7 +365,8 @@ mod tests {
                 "virtio_balloon",
                 "virtio_rng",
                 "virtio_blk",
-                "vmw_vsock_virtio_transport"
+                "vmw_vsock_virtio_transport",
+                "virtio_net"
             ]
         );
         assert_eq!(one.release, "6.1-test");

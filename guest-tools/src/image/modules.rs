@@ -16,12 +16,13 @@ use super::signature;
 const REQUIRED: [&str; 2] = ["virtio_pci", "virtio_mem"];
 /// These make it better: the balloon, entropy, the power button, and drivers that the guest loads
 /// where there is a device for them.
-const OPTIONAL: [&str; 5] = [
+const OPTIONAL: [&str; 6] = [
     "virtio_balloon",
     "virtio_rng",
     "button",
     "virtio_blk",
     "vmw_vsock_virtio_transport",
+    "virtio_net",
 ];
 const SUFFIXES: [&str; 4] = [".ko", ".ko.xz", ".ko.zst", ".ko.gz"];
 

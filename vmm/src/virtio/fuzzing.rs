@@ -35,6 +35,8 @@ const PLACES: [u64; 8] = [
 ];
 /// Largest ring of the driver.
 const RING_MAX: u16 = 32;
+/// Most queues of a device: their rings end before the headers.
+const QUEUES_MAX: usize = 8;
 
 /// The rest of an input. What is missing reads as zero.
 pub struct Input<'a>(pub &'a [u8]);
@@ -87,7 +89,9 @@ pub struct Guest {
     boot: Arc<Mapping>,
     elastic: Arc<Mapping>,
     blocks: Arc<PluggedBlocks>,
-    avail: u16,
+    /// The queue that acts are for.
+    queue: usize,
+    avail: [u16; QUEUES_MAX],
     size: u16,
 }
 
@@ -110,7 +114,8 @@ impl Guest {
             boot,
             elastic,
             blocks,
-            avail: 0,
+            queue: 0,
+            avail: [0; QUEUES_MAX],
             size: 16,
         };
         guest.plug(true);
@@ -122,8 +127,19 @@ impl Guest {
         let _ = self.boot.discard(0, RAM_BYTES);
         self.plug(false);
         self.plug(true);
-        self.avail = 0;
+        self.queue = 0;
+        self.avail = [0; QUEUES_MAX];
         self.size = 16;
+    }
+
+    /// Acts from now on are for this queue.
+    pub fn select(&mut self, queue: usize) {
+        self.queue = queue % QUEUES_MAX;
+    }
+
+    /// Where the rings of a queue lie.
+    fn base(queue: usize) -> u64 {
+        queue as u64 * 0x1000
     }
 
     /// Plugs or unplugs the first elastic block, in the order in which it is done elsewhere.
@@ -142,16 +158,17 @@ impl Guest {
         let _ = self.ram.write_slice(bytes, GuestAddress(at));
     }
 
-    fn available(&self) -> u64 {
-        16 * u64::from(RING_MAX)
+    fn available(queue: usize) -> u64 {
+        Self::base(queue) + 16 * u64::from(RING_MAX)
     }
 
-    fn queue(&self, base: u64) -> Queue {
+    fn queue(&self, number: usize) -> Queue {
+        let base = Self::base(number);
         let mut queue = Queue::new(256).expect("a power of two");
         queue.set_size(self.size);
         let low = |address: u64| Some(address as u32);
         let high = |address: u64| Some((address >> 32) as u32);
-        let available = base + self.available();
+        let available = Self::available(number);
         queue.set_desc_table_address(low(base), high(base));
         queue.set_avail_ring_address(low(available), high(available));
         queue.set_used_ring_address(low(available + 0x100), high(available + 0x100));
@@ -162,13 +179,15 @@ impl Guest {
     /// Lets the device meet its driver, which has this much of a ring.
     pub fn activate(&mut self, device: &mut dyn VirtioDevice, acked_features: u64, order: u8) {
         self.size = (1 << (order % 6)).min(RING_MAX);
-        self.avail = 0;
-        self.put(self.available(), &[0; 4]);
-        let queues = device.queue_sizes().len() as u64;
+        self.avail = [0; QUEUES_MAX];
+        let queues = device.queue_sizes().len();
+        for queue in 0..queues {
+            self.put(Self::available(queue), &[0; 4]);
+        }
         let activation = Activation {
             acked_features,
             ram: self.ram.clone(),
-            queues: (0..queues).map(|n| self.queue(n * 0x1000)).collect(),
+            queues: (0..queues).map(|n| self.queue(n)).collect(),
             interrupt: Arc::new(Interrupts::default()),
         };
         device.activate(activation);
@@ -190,7 +209,7 @@ impl Guest {
             }
             5 => {
                 let step = u16::from(input.byte() % 8);
-                self.set_index(self.avail.wrapping_add(step));
+                self.set_index(self.index().wrapping_add(step));
             }
             // Far jumps end everything until the next reset: seldom.
             6 if input.byte() == 0 => {
@@ -204,14 +223,21 @@ impl Guest {
 
     /// Makes a chain available.
     pub fn offer(&mut self, head: u16) {
-        let slot = self.available() + 4 + 2 * u64::from(self.avail % self.size.max(1));
+        let index = self.index();
+        let slot = Self::available(self.queue) + 4 + 2 * u64::from(index % self.size.max(1));
         self.put(slot, &head.to_le_bytes());
-        self.set_index(self.avail.wrapping_add(1));
+        self.set_index(index.wrapping_add(1));
+    }
+
+    fn index(&self) -> u16 {
+        self.avail.get(self.queue).copied().unwrap_or(0)
     }
 
     fn set_index(&mut self, index: u16) {
-        self.avail = index;
-        self.put(self.available() + 2, &index.to_le_bytes());
+        if let Some(avail) = self.avail.get_mut(self.queue) {
+            *avail = index;
+        }
+        self.put(Self::available(self.queue) + 2, &index.to_le_bytes());
     }
 
     fn descriptor(&mut self, input: &mut Input) {
@@ -235,7 +261,7 @@ impl Guest {
 
     /// Writes one descriptor as it is.
     pub fn put_descriptor(&self, index: u16, (address, len): (u64, u32), flags: u16, next: u16) {
-        let at = 16 * u64::from(index);
+        let at = Self::base(self.queue) + 16 * u64::from(index);
         self.put(at, &address.to_le_bytes());
         self.put(at + 8, &len.to_le_bytes());
         self.put(at + 12, &flags.to_le_bytes());

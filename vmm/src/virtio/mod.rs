@@ -12,6 +12,7 @@ pub mod block;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 pub mod mem;
+pub mod net;
 pub mod pci;
 pub mod rate;
 pub mod rng;

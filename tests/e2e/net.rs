@@ -1,0 +1,349 @@
+//! Network interfaces: what a guest sends and receives, compared on both ends; limits, measured; and
+//! what is left of it on the host. Traffic stays on loopback and on interfaces that are made here.
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use concertina_api::net::MacAddr;
+
+use crate::support::{Instance, Launch, MIB, STEP_LIMIT, Shell, concertina, until};
+
+/// Documentation addresses (RFC 5737): nobody's.
+const HOST: &str = "192.0.2.1";
+const GUEST: &str = "192.0.2.2";
+
+/// Runs a shell line on this host; gives what it printed, trimmed; fails when it fails.
+#[track_caller]
+fn host(line: &str) -> String {
+    let done = Command::new("sh").args(["-c", line]).output().unwrap();
+    let text = String::from_utf8_lossy(&done.stdout).trim().to_owned();
+    assert!(
+        done.status.success(),
+        "On the host, '{line}' failed: {done:?}"
+    );
+    text
+}
+
+/// A shell line on this host that runs until this is dropped.
+struct Background(Child);
+
+impl Background {
+    fn start(line: &str) -> Self {
+        let child = Command::new("sh")
+            .args(["-c", &format!("exec {line}")])
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        Self(child)
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn exists(interface: &str) -> bool {
+    Path::new("/sys/class/net").join(interface).exists()
+}
+
+fn digest(text: &str) -> String {
+    text.split_whitespace()
+        .next()
+        .unwrap_or_default()
+        .to_owned()
+}
+
+/// Bytes a second to the guest, and from it, over a while.
+fn speed(instance: &Instance, over: Duration) -> (f64, f64) {
+    let now = |instance: &Instance| {
+        let net = &instance.vm().nets[0];
+        (Instant::now(), net.rx.bytes, net.tx.bytes)
+    };
+    let (began, rx, tx) = now(instance);
+    std::thread::sleep(over);
+    let (ended, rx_end, tx_end) = now(instance);
+    let seconds = (ended - began).as_secs_f64();
+    (
+        (rx_end - rx) as f64 / seconds,
+        (tx_end - tx) as f64 / seconds,
+    )
+}
+
+#[track_caller]
+fn assert_near(what: &str, bytes_per_s: f64, mib_per_s: f64) {
+    let got = bytes_per_s / MIB as f64;
+    assert!(
+        (got / mib_per_s - 1.0).abs() < 0.3,
+        "{what}: {got:.2} MiB/s instead of {mib_per_s}"
+    );
+}
+
+/// Gives both ends their addresses.
+fn address_both(shell: &mut Shell, tap: &str) {
+    host(&format!(
+        "ip address add {HOST}/24 dev {tap} && ip link set {tap} up"
+    ));
+    shell.run(&format!("ip address add {GUEST}/24 dev eth0"));
+    shell.run("ip link set lo up && ip link set eth0 up");
+    until("an answer of the guest to a ping", STEP_LIMIT, || {
+        let line = format!("ping -c 1 -W 1 {GUEST} >/dev/null");
+        let done = Command::new("sh").args(["-c", &line]).status().unwrap();
+        done.success().then_some(())
+    });
+    shell.run(&format!("ping -c 2 -W 5 {HOST}"));
+}
+
+/// Some MiB each way, large enough that a lost or doubled part shows in its digest.
+fn transfer_both_ways(instance: &Instance, shell: &mut Shell, folder: &Path) {
+    let folder = folder.display();
+    let before = instance.vm().nets[0].clone();
+    host(&format!("head -c 16777216 /dev/urandom >{folder}/down"));
+    let server = Background::start(&format!("busybox httpd -f -p {HOST}:8000 -h {folder}"));
+    let got = until("a download", STEP_LIMIT, || {
+        let line =
+            format!("wget -q -O - http://{HOST}:8000/down >/tmp/down && sha256sum /tmp/down");
+        let line = line.replace("sha256sum", "busybox sha256sum");
+        let (status, text) = shell.try_run(&line, STEP_LIMIT);
+        (status == 0).then_some(text)
+    });
+    assert_eq!(
+        digest(&got),
+        digest(&host(&format!("sha256sum {folder}/down")))
+    );
+    drop(server);
+
+    let sink = Background::start(&format!("sh -c 'busybox nc -l -p 9000 >{folder}/up'"));
+    until("a listener", STEP_LIMIT, || {
+        // Port 9000 is 2328 in hexadecimal, state 0A is LISTEN.
+        let table = std::fs::read_to_string("/proc/net/tcp").ok()?;
+        let table = table + &std::fs::read_to_string("/proc/net/tcp6").unwrap_or_default();
+        table
+            .lines()
+            .any(|line| line.contains(":2328 ") && line.contains(" 0A "))
+            .then_some(())
+    });
+    shell.run(&format!("nc {HOST} 9000 </tmp/down"));
+    let up = format!("{folder}/up");
+    until("all of an upload", STEP_LIMIT, || {
+        (std::fs::metadata(&up).ok()?.len() == 16 * MIB).then_some(())
+    });
+    drop(sink);
+    assert_eq!(digest(&host(&format!("sha256sum {up}"))), digest(&got));
+
+    let after = instance.vm().nets[0].clone();
+    assert!(after.rx.bytes - before.rx.bytes > 16 * MIB, "{after:?}");
+    assert!(after.tx.bytes - before.tx.bytes > 16 * MIB, "{after:?}");
+    // Larger frames than an MTU: segmentation is left to the kernels, in both directions.
+    for (bytes, frames) in [
+        (
+            after.rx.bytes - before.rx.bytes,
+            after.rx.frames - before.rx.frames,
+        ),
+        (
+            after.tx.bytes - before.tx.bytes,
+            after.tx.frames - before.tx.frames,
+        ),
+    ] {
+        assert!(bytes > frames * 2000, "{bytes} bytes in {frames} frames");
+    }
+    assert_eq!((after.bad_requests, after.tx.drops), (0, 0), "{after:?}");
+}
+
+/// Limits hold, and change while the traffic goes on.
+fn limits(instance: &Instance, shell: &mut Shell) {
+    let change = |rate: &str| instance.resize_applied(&["--net-rate", rate]);
+    let source = Background::start("sh -c 'busybox nc -l -p 9001 </dev/zero'");
+    std::thread::sleep(Duration::from_millis(300));
+    shell.run(&format!(
+        "nc {HOST} 9001 >/dev/null 2>&1 </dev/null & sleep 1"
+    ));
+    change("rx=2M");
+    std::thread::sleep(Duration::from_secs(1));
+    assert_near(
+        "to the guest",
+        speed(instance, Duration::from_secs(4)).0,
+        2.0,
+    );
+    change("0.rx=5M");
+    std::thread::sleep(Duration::from_secs(1));
+    assert_near(
+        "to the guest",
+        speed(instance, Duration::from_secs(4)).0,
+        5.0,
+    );
+    drop(source);
+    shell.run("busybox killall nc; true");
+
+    change("tx=3M");
+    let sink = Background::start("sh -c 'busybox nc -l -p 9002 >/dev/null'");
+    std::thread::sleep(Duration::from_millis(300));
+    shell.run(&format!(
+        "nc {HOST} 9002 </dev/zero >/dev/null 2>&1 & sleep 1"
+    ));
+    assert_near(
+        "from the guest",
+        speed(instance, Duration::from_secs(4)).1,
+        3.0,
+    );
+    change("max");
+    std::thread::sleep(Duration::from_secs(1));
+    let free = speed(instance, Duration::from_secs(2)).1 / MIB as f64;
+    assert!(free > 4.5, "without a limit: {free:.2} MiB/s");
+    drop(sink);
+    shell.run("busybox killall nc; true");
+    let net = instance.vm().nets[0].clone();
+    assert!(net.rx.throttled > 0 && net.tx.throttled > 0, "{net:?}");
+    let refused = instance.resize(&["--net-rate", "7.rx=1M"]);
+    assert_eq!(refused["outcome"], "refused", "{refused:#}");
+}
+
+#[test]
+fn a_tap_interface_carries_frames_within_limits_and_goes_with_its_instance() {
+    let folder = tempfile::tempdir().unwrap();
+    host("busybox tunctl -t kept0 >/dev/null");
+    let nets = [
+        "--net",
+        "tap=made0",
+        "--net",
+        "tap=kept0,mac=02:00:00:00:00:77",
+    ];
+    let (instance, mut shell) = Launch::new("net-tap").arguments(&nets).boot();
+    assert!(exists("made0"));
+    let mac = shell.run("cat /sys/class/net/eth0/address");
+    assert_eq!(mac, MacAddr::stable("net-tap", 0).to_string());
+    assert_eq!(
+        shell.run("cat /sys/class/net/eth1/address"),
+        "02:00:00:00:00:77"
+    );
+    address_both(&mut shell, "made0");
+    transfer_both_ways(&instance, &mut shell, folder.path());
+    limits(&instance, &mut shell);
+
+    // Another instance cannot have it, nor what is no tap, and leaves nothing.
+    for (net, words) in [
+        ("tap=made0", "in use"),
+        ("tap=lo", "no tap"),
+        ("tap=a/b", "a/b"),
+    ] {
+        let state = folder.path().join("state").display().to_string();
+        let line = Launch::new("other")
+            .arguments(&["--net", net])
+            .line(Path::new(&state));
+        let line: Vec<&str> = line.iter().map(String::as_str).collect();
+        let refused = concertina(&line);
+        assert_ne!(refused.status, 0, "{refused:#?}");
+        assert!(refused.stderr.contains(words), "{refused:#?}");
+        assert!(!Path::new(&state).join("other").exists());
+    }
+
+    // The interface keeps its address when the guest restarts.
+    shell.type_line("reboot");
+    until("the guest's restart", STEP_LIMIT, || {
+        instance
+            .events()
+            .iter()
+            .any(|e| e["event"] == "rebooted")
+            .then_some(())
+    });
+    let mut shell = instance.shell();
+    assert!(host("ip address show dev made0").contains(HOST));
+    shell.run(&format!(
+        "ip address add {GUEST}/24 dev eth0 && ip link set eth0 up"
+    ));
+    shell.run(&format!("ping -c 2 -W 5 {HOST}"));
+
+    instance.stop(&["--force"]).expect_success();
+    until("the end of the interface", STEP_LIMIT, || {
+        (!exists("made0")).then_some(())
+    });
+    assert!(exists("kept0"));
+    host("busybox tunctl -d kept0 >/dev/null");
+}
+
+/// Process ids of `passt`.
+fn passts() -> Vec<String> {
+    let found = Command::new("pidof").arg("passt").output().unwrap();
+    let text = String::from_utf8_lossy(&found.stdout);
+    text.split_whitespace().map(str::to_owned).collect()
+}
+
+#[test]
+fn a_user_network_gives_an_address_and_leads_to_a_port_of_the_guest() {
+    // passt gives the guest the address by which its host reaches the world: here, an interface that
+    // leads nowhere.
+    host("busybox tunctl -t world0 >/dev/null");
+    host("ip address add 198.51.100.7/24 dev world0 && ip link set world0 up");
+    host("ip route add default via 198.51.100.1 dev world0");
+    let folder = tempfile::tempdir().unwrap();
+    let net = ["--net", "user,forward=18080:80"];
+    let (instance, mut shell) = Launch::new("net-user").arguments(&net).boot();
+    until("an address from DHCP", STEP_LIMIT, || {
+        let text = shell.run("ip address show dev eth0");
+        text.contains("198.51.100.7/24").then_some(())
+    });
+    assert!(shell.run("ip route").contains("default via 198.51.100.1"));
+    assert_eq!(passts().len(), 1);
+
+    shell.run("mkdir -p /tmp/www && head -c 8388608 /dev/urandom >/tmp/www/file");
+    shell.run("busybox httpd -p 80 -h /tmp/www");
+    let there = shell.run("busybox sha256sum /tmp/www/file");
+    let copy = folder.path().join("file").display().to_string();
+    host(&format!("wget -q -O {copy} http://127.0.0.1:18080/file"));
+    assert_eq!(digest(&host(&format!("sha256sum {copy}"))), digest(&there));
+    let net = instance.vm().nets[0].clone();
+    assert!(net.tx.bytes > 8 * MIB && net.rx.frames > 0, "{net:?}");
+    assert_eq!((net.bad_requests, net.link_up), (0, true), "{net:?}");
+
+    // What listens on the host's loopback only is not the guest's.
+    let secret = Background::start("busybox httpd -f -p 127.0.0.1:8001 -h /");
+    let (status, _) = shell.try_run(
+        "wget -q -T 3 -O - http://198.51.100.1:8001/init",
+        STEP_LIMIT,
+    );
+    assert_ne!(status, 0);
+    drop(secret);
+
+    // A port that is taken is said, with nothing left.
+    let state = folder.path().join("state");
+    let line = Launch::new("other")
+        .arguments(&["--net", "user,forward=18080:80"])
+        .line(&state);
+    let line: Vec<&str> = line.iter().map(String::as_str).collect();
+    let refused = concertina(&line);
+    assert_eq!(refused.status, 1, "{refused:#?}");
+    assert!(
+        refused.stderr.contains("passt") && refused.stderr.contains("18080"),
+        "{refused:#?}"
+    );
+    assert!(!state.join("other").exists());
+    assert_eq!(passts().len(), 1);
+
+    // Its end takes the link down, and the VM goes on.
+    host(&format!("kill {}", passts().join(" ")));
+    until("the link to be down", STEP_LIMIT, || {
+        (!instance.vm().nets[0].link_up).then_some(())
+    });
+    until("the guest to see it", STEP_LIMIT, || {
+        (shell.run("cat /sys/class/net/eth0/carrier") == "0").then_some(())
+    });
+
+    // A restart brings another one, which ends with the instance.
+    shell.type_line("reboot");
+    until("another passt", STEP_LIMIT, || {
+        (passts().len() == 1).then_some(())
+    });
+    let mut shell = instance.shell();
+    until("an address from DHCP", STEP_LIMIT, || {
+        let text = shell.run("ip address show dev eth0");
+        text.contains("198.51.100.7/24").then_some(())
+    });
+    instance.stop(&["--force"]).expect_success();
+    until("the end of passt", STEP_LIMIT, || {
+        passts().is_empty().then_some(())
+    });
+    host("ip route del default; ip link set world0 down; busybox tunctl -d world0 >/dev/null");
+}
