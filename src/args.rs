@@ -53,7 +53,7 @@ pub enum Command {
     Stop(stop::Args),
     /// Check whether this host can run instances, and say what mends it
     Doctor(doctor::Args),
-    /// Build or fetch the default guest: kernel and initramfs
+    /// Build, import and inspect disk images; build the default guest's kernel and initramfs
     Image(image::Args),
     /// Print a completion script for a shell
     Completions(completions::Args),

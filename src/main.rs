@@ -11,6 +11,7 @@ mod follow;
 mod guest;
 mod output;
 mod poll;
+mod progress;
 mod pump;
 mod signals;
 mod state;

@@ -1,4 +1,8 @@
-//! `concertina image`: the default guest's parts, one at a time.
+//! `concertina image`: disk images of distributions, and the default guest's parts, one at a time.
+
+mod build;
+mod import;
+mod inspect;
 
 use std::path::{Path, PathBuf};
 
@@ -14,7 +18,9 @@ use crate::{cache, output};
 
 const EXAMPLES: &str = "\
 Examples:
-  concertina image kernel
+  concertina image build debian --release bookworm -o web.img
+  concertina image import debian-12-genericcloud-amd64.qcow2 -o web.img
+  concertina image inspect web.img
   concertina image kernel --version 6.1 --json
   concertina image initramfs --modules /lib/modules/\"$(uname -r)\" -o initramfs.cpio
   concertina image initramfs --kernel-package linux-image-6.12-cloud-amd64 -o initramfs.cpio
@@ -49,14 +55,20 @@ Examples:
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// What to build or fetch.
+    /// What to do.
     #[command(subcommand)]
     part: Part,
 }
 
-/// Parts of the default guest.
+/// Disk images, and parts of the default guest.
 #[derive(Debug, clap::Subcommand)]
 enum Part {
+    /// Build a disk image of a distribution
+    Build(build::Args),
+    /// Show partitions, kernel, initrd and root file system of a disk image
+    Inspect(inspect::Args),
+    /// Make a raw disk image of a qcow2, vmdk or other one
+    Import(import::Args),
     /// Find or fetch the default guest's kernel
     Kernel(KernelArgs),
     /// Build an initramfs: the guest program and the modules it needs
@@ -129,9 +141,12 @@ struct VmlinuxArgs {
     output: PathBuf,
 }
 
-/// Builds or fetches.
+/// Builds, fetches or looks; gives the exit status.
 pub fn run(args: &Args) -> anyhow::Result<i32> {
     match &args.part {
+        Part::Build(args) => build::run(args)?,
+        Part::Inspect(args) => return inspect::run(args),
+        Part::Import(args) => import::run(args)?,
         Part::Kernel(args) => run_kernel(args)?,
         Part::Initramfs(args) => run_initramfs(args)?,
         Part::Vmlinux(args) => {

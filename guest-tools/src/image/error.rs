@@ -45,6 +45,16 @@ pub enum ImageError {
         /// Its message, or why it did not start.
         why: String,
     },
+    /// A program of the host is not installed.
+    #[error(
+        "There is no {program} on this host: install it ('apt-get install {package}' on Debian)"
+    )]
+    NoTool {
+        /// The program.
+        program: &'static str,
+        /// The Debian package that brings it.
+        package: &'static str,
+    },
     /// There is no kernel to be had.
     #[error("{0}")]
     NoKernel(String),

@@ -287,7 +287,7 @@ fn is_version(release: &str, version: &str) -> bool {
 }
 
 /// Orders versions by their numbers, and by their text between these.
-fn compare_versions(a: &str, b: &str) -> Ordering {
+pub(super) fn compare_versions(a: &str, b: &str) -> Ordering {
     version_parts(a).cmp(&version_parts(b))
 }
 

@@ -1,16 +1,21 @@
-//! Guest images: kernels and the initramfs for them.
+//! Guest images: kernels and the initramfs for them, and disk images of whole distributions.
 
 pub mod archive;
 mod command;
 pub mod compression;
+pub mod debian;
 mod default;
+pub mod disk;
 mod elf;
 pub mod error;
+pub mod import;
 pub mod initramfs;
 pub mod kernel;
 pub mod modinfo;
 pub mod modules;
+pub mod seed;
 mod signature;
+pub mod tool;
 pub mod vmlinux;
 
 use std::path::{Path, PathBuf};
