@@ -2,6 +2,7 @@
 
 mod background;
 mod foreground;
+mod image;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -23,11 +24,15 @@ Examples:
       --scale 'cpu > 75% for 5s: +1 cpu' --scale 'cpu < 20% for 60s: -1 cpu' \\
       --scale 'memory > 80% for 2s: +128M, cooldown 5s'
   concertina run --name web --policy web.toml --kernel bzImage --initrd initramfs.cpio --console
-
+  concertina run --name web --cpus 1..4 --memory 512M..4G --image debian-12.raw \\
+      --ssh-key ~/.ssh/id_ed25519.pub --user-data web.yaml --detach
   concertina run --name db --cpus 2 --memory 1G --disk data.img,serial=data,rate=50M,2000iops
 
-Without --kernel the default guest is used: this host's own kernel where it suits, else Debian's
-cloud kernel, with an initramfs that is built for it; both are kept in the cache folder. With
+With --image a distribution boots from its disk with its own kernel and initrd, unmodified;
+'concertina image' builds, imports and inspects such disks.
+
+Without --image and --kernel the default guest is used: this host's own kernel where it suits, else
+Debian's cloud kernel, with an initramfs that is built for it; both are kept in the cache folder. With
 --kernel alone the initramfs is built from that kernel's modules, where they are found.
 
 Rules (--scale), each with metric, comparison, level, time, action:
@@ -80,6 +85,8 @@ pub struct Args {
     /// Initial ram file system
     #[arg(long, value_name = "F")]
     initrd: Option<PathBuf>,
+    #[command(flatten)]
+    image: image::ImageArgs,
     /// Text that is appended to the kernel command line
     #[arg(long, value_name = "STR", allow_hyphen_values = true)]
     append: Option<String>,
@@ -119,14 +126,26 @@ pub fn run(args: Args, state: StateDir) -> anyhow::Result<i32> {
     let policy = read_policy(&args)?;
     // A name that is wrong or taken is refused before a guest is fetched and built.
     refuse_taken(&args.name, &state)?;
-    let boot = guest::boot_files(args.kernel, args.initrd, args.cache_dir.as_deref())?;
+    let cache_dir = args.cache_dir.as_deref();
+    let image = match &args.image.image {
+        Some(disk) => Some(image::boot_image(&disk.path, cache_dir)?),
+        None => None,
+    };
+    let seed = image::seed_disk(&args.name, &args.image)?;
+    let append = image::append(image.as_ref(), args.append);
+    let disks = args.image.image.into_iter().chain(args.disks).collect();
+    let boot = match image {
+        Some(image) => image.files,
+        None => guest::boot_files(args.kernel, args.initrd, cache_dir)?,
+    };
     let spec = LaunchSpec {
         name: args.name,
         kernel: boot.kernel,
         initrd: boot.initrd,
-        append: args.append,
-        disks: args.disks,
+        append,
         nets: args.nets,
+        disks,
+        seed,
         policy,
         state_dir: state.root().to_owned(),
         vmm_command: vmm_command(),

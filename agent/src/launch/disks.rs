@@ -14,15 +14,28 @@ use super::LaunchError;
 /// Disks have whole sectors.
 const SECTOR_BYTES: u64 = 512;
 
-/// Checks all disks of an instance.
-pub fn check(disks: &[DiskSpec]) -> Result<(), LaunchError> {
+/// What the guest sees as the serial number of the disk for its cloud-init.
+const SEED_SERIAL: &str = "cidata";
+
+/// The disk from which the guest's cloud-init is configured.
+pub fn of_seed(path: &Path) -> DiskSpec {
+    DiskSpec {
+        read_only: true,
+        serial: Some(SEED_SERIAL.to_owned()),
+        ..DiskSpec::new(path)
+    }
+}
+
+/// Checks all disks of an instance. With `seed`, the last one is ours, and not there yet.
+pub fn check(disks: &[DiskSpec], seed: bool) -> Result<(), LaunchError> {
     if disks.len() > DISKS_MAX {
         return Err(LaunchError::Request(format!(
-            "{} disks are not allowed: at most {DISKS_MAX}",
+            "{} disks are not allowed, the one for cloud-init included: at most {DISKS_MAX}",
             disks.len()
         )));
     }
-    for (number, disk) in disks.iter().enumerate() {
+    let given = disks.len().saturating_sub(seed.into());
+    for (number, disk) in disks.iter().enumerate().take(given) {
         disk.check().map_err(|e| LaunchError::Request(e.0))?;
         let refuse = |problem: String| LaunchError::File {
             what: "Disk",
@@ -80,7 +93,7 @@ mod tests {
     use super::*;
 
     fn refused(path: &Path) -> String {
-        let error = check(&[DiskSpec::new(path)]).unwrap_err();
+        let error = check(&[DiskSpec::new(path)], false).unwrap_err();
         assert!(error.is_usage());
         error.to_string()
     }
@@ -98,12 +111,17 @@ mod tests {
         assert!(refused("/dev/zero".as_ref()).contains("neither"));
         File::create(&image).unwrap().set_len(1024).unwrap();
         let disk = DiskSpec::new(&image);
-        assert!(check(std::slice::from_ref(&disk)).is_ok());
-        let twice = check(&[disk.clone(), disk.clone()])
+        assert!(check(std::slice::from_ref(&disk), false).is_ok());
+        let twice = check(&[disk.clone(), disk.clone()], false)
             .unwrap_err()
             .to_string();
         assert!(twice.contains("twice"), "{twice}");
         let many = vec![disk; DISKS_MAX + 1];
-        assert!(check(&many).unwrap_err().to_string().contains("at most 16"));
+        assert!(
+            check(&many, false)
+                .unwrap_err()
+                .to_string()
+                .contains("at most 16")
+        );
     }
 }

@@ -35,7 +35,7 @@ use crate::cgroup::InstanceGroup;
 pub use crate::instance::{ExitReport, Instance, Stopper};
 use crate::net;
 use crate::plan::cpu;
-use crate::state_dir::{InstancePaths, InstanceRecord, StateDir};
+use crate::state_dir::{self, InstancePaths, InstanceRecord, StateDir};
 
 /// Context id of every guest: each has a device of its own, so they need not differ.
 const GUEST_CID: u32 = 3;
@@ -55,6 +55,9 @@ pub struct LaunchSpec {
     pub disks: Vec<DiskSpec>,
     /// Network interfaces, in the guest's order.
     pub nets: Vec<NetWish>,
+    /// Content of a small read-only disk from which the guest's cloud-init is configured; it is the
+    /// last disk, and lies in the instance's folder while the instance runs.
+    pub seed: Option<Vec<u8>>,
     /// Bounds and rules.
     pub policy: Policy,
     /// The folder of all instances; made when it is not there.
@@ -87,14 +90,23 @@ pub(crate) fn prepare_on(host: &Host, mut spec: LaunchSpec) -> Result<Instance, 
     for disk in &mut spec.disks {
         disk.path = host::absolute(&disk.path)?;
     }
-    disks::check(&spec.disks)?;
     net::check(&spec.nets)?;
+    if spec.seed.is_some() {
+        spec.disks.push(disks::of_seed(&paths.seed));
+    }
+    disks::check(&spec.disks, spec.seed.is_some())?;
     let vm = vm_spec(&spec, &paths)?;
     host.check_kvm()?;
     let tree = host.cgroups()?;
 
     let (lock, paths) = state.claim(&spec.name)?;
     clean_up_after_predecessor(&paths)?;
+    // It is needed once, and not in memory for as long as the instance lives.
+    if let Some(seed) = spec.seed.take() {
+        state_dir::write_private(&paths.seed, &seed).inspect_err(|_| {
+            let _ = std::fs::remove_dir_all(&paths.dir);
+        })?;
+    }
     Instance::new(spec, vm, paths, &tree, lock)
 }
 

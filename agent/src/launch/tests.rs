@@ -48,6 +48,7 @@ fn bench(behaviour: &str) -> Bench {
             append: None,
             disks: Vec::new(),
             nets: Vec::new(),
+            seed: None,
             policy: Policy::new(bounds),
             state_dir: temp.path().join("state"),
             vmm_command: process_command(behaviour),
@@ -300,6 +301,30 @@ fn bad_input_is_refused_before_anything_is_made() {
         true,
         "--state-dir",
     );
+}
+
+#[test]
+fn the_disk_for_cloud_init_lives_as_long_as_the_instance_and_is_its_owners_alone() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let mut bench = bench("obey");
+    bench.spec.seed = Some(vec![7; 512]);
+    let instance = bench.start();
+    let paths = instance.paths().clone();
+    let file = fs::metadata(&paths.seed).unwrap();
+    assert_eq!(
+        (file.len(), file.permissions().mode() & 0o777),
+        (512, 0o600)
+    );
+    let vm: serde_json::Value = serde_json::from_slice(&fs::read(&paths.vm_spec).unwrap()).unwrap();
+    let disk = &vm["disks"][0];
+    assert_eq!(disk["path"], paths.seed.to_str().unwrap());
+    assert_eq!(
+        (&disk["read_only"], &disk["serial"]),
+        (&true.into(), &"cidata".into())
+    );
+    drop(instance);
+    assert!(!paths.seed.exists());
 }
 
 #[test]

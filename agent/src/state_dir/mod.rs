@@ -3,6 +3,7 @@
 //! ```text
 //! <state>/<name>/instance.json   who supervises it (pid and start time), how it ended
 //!               /vm.json         what its vmm was told
+//!               /seed.img       the disk for its cloud-init, while it runs
 //!               /agent.sock  vmm.sock  console.sock  vsock.sock      only while it runs
 //!               /events.jsonl  console.log  agent.log  vmm.log
 //!               /lock            held by the supervisor as long as it lives
@@ -16,8 +17,8 @@ mod lock;
 mod record;
 
 use std::fs;
-use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 pub use lock::{LockError, NameLock};
@@ -92,6 +93,8 @@ pub struct InstancePaths {
     pub record: PathBuf,
     /// `vm.json`, the words for the vmm.
     pub vm_spec: PathBuf,
+    /// The disk from which its cloud-init is configured.
+    pub seed: PathBuf,
     /// The agent's API of this instance.
     pub agent_socket: PathBuf,
     /// The vmm's API.
@@ -120,6 +123,7 @@ impl InstancePaths {
         Self {
             record: dir.join("instance.json"),
             vm_spec: dir.join("vm.json"),
+            seed: dir.join("seed.img"),
             agent_socket: dir.join("agent.sock"),
             vmm_socket: dir.join("vmm.sock"),
             console_socket: dir.join("console.sock"),
@@ -143,6 +147,7 @@ impl InstancePaths {
             &self.vsock_socket,
             &self.channel_socket,
             &self.vm_spec,
+            &self.seed,
         ] {
             let _ = fs::remove_file(path);
         }
@@ -155,6 +160,16 @@ impl InstancePaths {
             let _ = fs::remove_file(path);
         }
     }
+}
+
+/// Writes a file that only its owner may read.
+pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> Result<(), StateError> {
+    let write = || {
+        let mut options = fs::OpenOptions::new();
+        let file = options.write(true).create(true).truncate(true).mode(0o600);
+        file.open(path)?.write_all(bytes)
+    };
+    write().map_err(|e| StateError::io("Writing", path, e))
 }
 
 /// One instance found in the state folder.
