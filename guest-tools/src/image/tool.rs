@@ -11,8 +11,8 @@ use super::error::ImageError;
 
 /// A line of a tool is cut here.
 const LINE_LIMIT_BYTES: usize = 4 << 10;
-/// Lines of errors that are kept for the message.
-const ERROR_LINES: usize = 3;
+/// How apt and mmdebstrap mark an error; the first one is the cause of those that follow.
+const ERROR_MARK: &str = "E: ";
 /// Where tools of the administrator lie, which a plain user's PATH may lack.
 const SYSTEM_FOLDERS: [&str; 2] = ["/usr/sbin", "/sbin"];
 
@@ -121,16 +121,11 @@ pub fn run(
     if status.success() {
         return Ok(());
     }
-    let said = errors.join("; ");
-    Err(failed(if said.is_empty() {
-        status.to_string()
-    } else {
-        said
-    }))
+    Err(failed(errors.cause().unwrap_or_else(|| status.to_string())))
 }
 
 /// Reads until the program has closed its outputs; gives the errors that say why it failed.
-fn read_all(child: &mut Child, on_line: &mut dyn FnMut(&str)) -> Vec<String> {
+fn read_all(child: &mut Child, on_line: &mut dyn FnMut(&str)) -> Errors {
     let mut kept = Errors::default();
     let (output, errors) = (child.stdout.take(), child.stderr.take());
     std::thread::scope(|scope| match (output, errors) {
@@ -150,14 +145,14 @@ fn read_all(child: &mut Child, on_line: &mut dyn FnMut(&str)) -> Vec<String> {
         }),
         (None, None) => {}
     });
-    kept.into_lines()
+    kept
 }
 
-/// The lines that are most likely to say why: the first ones marked as errors, else the last one.
+/// The line that is most likely to say why: the first one marked as an error, else the last one.
 #[derive(Debug, Default)]
 struct Errors {
-    marked: Vec<String>,
-    last: String,
+    marked: Option<String>,
+    last: Option<String>,
 }
 
 impl Errors {
@@ -166,18 +161,14 @@ impl Errors {
         if line.is_empty() {
             return;
         }
-        if line.starts_with("E: ") && self.marked.len() < ERROR_LINES {
-            self.marked.push(line.to_owned());
+        if let (None, Some(error)) = (&self.marked, line.strip_prefix(ERROR_MARK)) {
+            self.marked = Some(error.to_owned());
         }
-        line.clone_into(&mut self.last);
+        self.last = Some(line.to_owned());
     }
 
-    fn into_lines(self) -> Vec<String> {
-        if self.marked.is_empty() && !self.last.is_empty() {
-            vec![self.last]
-        } else {
-            self.marked
-        }
+    fn cause(self) -> Option<String> {
+        self.marked.or(self.last)
     }
 }
 
@@ -234,7 +225,7 @@ mod tests {
             lines.push(line.to_owned());
         });
         assert_eq!(lines, ["I: one", "two", "three", "E: why", "later"]);
-        assert_eq!(error.unwrap_err().to_string(), "sh failed: E: why");
+        assert_eq!(error.unwrap_err().to_string(), "sh failed: why");
     }
 
     #[test]

@@ -162,7 +162,7 @@ fn explain(error: ImageError, spec: &DebianSpec) -> ImageError {
     let unknown = ["Unable to locate package", "no installation candidate"];
     let hint = if unknown.iter().any(|words| why.contains(words)) {
         " (is it in this release? Backports must be among the host's apt sources)".to_owned()
-    } else if why.contains("apt-get update") {
+    } else if why.contains("Release file") {
         format!(" (does the mirror have the release '{}'?)", spec.release)
     } else {
         String::new()
