@@ -194,3 +194,22 @@ build_guest() {
     fi
     printf '%s\n' "$guest"
 }
+
+# build_image RELEASE SERIES: makes a disk image of a Debian release with our own command, in the
+# cache, and prints its path. The kernel is the release's own where SERIES is that one.
+build_image() {
+    local release=$1 series=$2 image stamp
+    need_command mmdebstrap mmdebstrap
+    need_command mke2fs e2fsprogs
+    image=$CONCERTINA_CACHE/images/$release-$series.img
+    stamp=$(cat "$CONCERTINA_BIN/concertina" "$CONCERTINA_BIN/concertina-guest" | sha256sum | cut -c1-32)
+    if [ "$(cat "$image.stamp" 2>/dev/null)" != "$stamp" ] || [ ! -e "$image" ]; then
+        mkdir -p "$CONCERTINA_CACHE/images"
+        say "Building a disk image of $release with kernel $series"
+        CONCERTINA_CACHE_DIR=$CONCERTINA_CACHE quietly nice -n 19 "$CONCERTINA_BIN/concertina" \
+            image build debian --release "$release" --kernel-series "$series" --size 1G -o "$image" ||
+            die "The disk image of $release could not be made: see above"
+        printf '%s' "$stamp" >"$image.stamp"
+    fi
+    printf '%s\n' "$image"
+}

@@ -12,6 +12,7 @@ mod balloon;
 mod boot;
 mod channel;
 mod disk;
+mod image;
 mod lifecycle;
 mod memory;
 mod net;

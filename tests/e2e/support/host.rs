@@ -39,6 +39,34 @@ pub fn guest(series: Series) -> GuestFiles {
     }
 }
 
+/// A disk image with a distribution. What a scenario writes to it is thrown away after the suite.
+#[derive(Debug, Clone)]
+pub struct Image {
+    /// `bookworm-6.1`: the release, and how its kernel's version begins.
+    pub name: String,
+    /// The image: a file, or a block device of the nested host.
+    pub path: PathBuf,
+}
+
+/// The images that `scripts/test` has made.
+#[track_caller]
+pub fn images() -> Vec<Image> {
+    let list = std::env::var("CONCERTINA_TEST_IMAGES").unwrap_or_else(|_| {
+        panic!("CONCERTINA_TEST_IMAGES does not name the disk images: run scripts/test")
+    });
+    list.split(',')
+        .map(|entry| {
+            let (name, path) = entry
+                .split_once('=')
+                .unwrap_or_else(|| panic!("CONCERTINA_TEST_IMAGES has '{entry}'"));
+            Image {
+                name: name.to_owned(),
+                path: path.into(),
+            }
+        })
+        .collect()
+}
+
 /// Fails the test with a sentence when this host cannot run the scenarios: they never pass, and are
 /// never skipped, on a machine where they prove nothing.
 #[track_caller]

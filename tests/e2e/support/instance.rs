@@ -20,6 +20,7 @@ pub struct Launch {
     name: String,
     kernel: PathBuf,
     initrd: PathBuf,
+    image: Option<PathBuf>,
     cpus: String,
     memory: String,
     more: Vec<String>,
@@ -35,6 +36,7 @@ impl Launch {
             name: name.to_owned(),
             kernel: files.bzimage,
             initrd: files.initramfs,
+            image: None,
             cpus: "1".to_owned(),
             memory: "256M".to_owned(),
             more: Vec::new(),
@@ -52,6 +54,12 @@ impl Launch {
     pub fn series(self, series: Series) -> Self {
         let files = guest(series);
         self.kernel(&files.bzimage, &files.initramfs)
+    }
+
+    /// A disk image with a distribution, in place of kernel and initramfs.
+    pub fn image(mut self, image: &Path) -> Self {
+        self.image = Some(image.to_owned());
+        self
     }
 
     /// `--cpus`.
@@ -81,8 +89,13 @@ impl Launch {
     pub fn line(&self, state_dir: &Path) -> Vec<String> {
         let text = |path: &Path| path.display().to_string();
         let mut line: Vec<String> = ["run", "--name", &self.name].map(str::to_owned).into();
-        line.extend(["--kernel".to_owned(), text(&self.kernel)]);
-        line.extend(["--initrd".to_owned(), text(&self.initrd)]);
+        match &self.image {
+            Some(image) => line.extend(["--image".to_owned(), text(image)]),
+            None => {
+                line.extend(["--kernel".to_owned(), text(&self.kernel)]);
+                line.extend(["--initrd".to_owned(), text(&self.initrd)]);
+            }
+        }
         line.extend(["--cpus".to_owned(), self.cpus.clone()]);
         line.extend(["--memory".to_owned(), self.memory.clone()]);
         line.extend(self.more.iter().cloned());
@@ -225,6 +238,12 @@ impl Instance {
     #[track_caller]
     pub fn shell(&self) -> Shell {
         Shell::connect(self.state.path(), &self.name)
+    }
+
+    /// The shell of a guest that takes longer to come up, as a whole distribution does.
+    #[track_caller]
+    pub fn shell_within(&self, limit: Duration) -> Shell {
+        Shell::connect_within(self.state.path(), &self.name, limit)
     }
 
     /// All that the guest has printed on its console.

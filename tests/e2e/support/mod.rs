@@ -13,7 +13,7 @@ mod shell;
 mod turn;
 
 pub use command::{Finished, concertina, concertina_as, concertina_with};
-pub use host::{GuestFiles, Series, guest, require_host};
+pub use host::{GuestFiles, Image, Series, guest, images, require_host};
 pub use instance::{Instance, Launch};
 pub use shell::Shell;
 pub use turn::alone;

@@ -30,6 +30,12 @@ impl Shell {
     /// Connects, and waits until the shell answers.
     #[track_caller]
     pub fn connect(state_dir: &Path, name: &str) -> Self {
+        Self::connect_within(state_dir, name, BOOT_LIMIT)
+    }
+
+    /// The same for a guest that takes longer.
+    #[track_caller]
+    pub fn connect_within(state_dir: &Path, name: &str, limit: Duration) -> Self {
         let started = Instant::now();
         let mut shell = Self::attach(state_dir, name);
         loop {
@@ -38,7 +44,7 @@ impl Shell {
                 return shell;
             }
             assert!(
-                started.elapsed() < BOOT_LIMIT,
+                started.elapsed() < limit,
                 "The guest's shell does not answer; the console says:\n{}",
                 shell.tail()
             );

@@ -1,0 +1,148 @@
+//! Whole distributions, unmodified, from a disk image that `concertina image build` has made: they
+//! boot with their own kernel and initrd, scale, and keep what they write.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::support::{
+    Image, Instance, Launch, MIB, STEP_LIMIT, Shell, concertina, concertina_with, images, proc,
+    until,
+};
+
+/// A distribution under systemd takes most of a minute in the nested host, and longer when the
+/// machine beneath it is busy.
+const DISTRIBUTION_LIMIT: Duration = Duration::from_secs(300);
+/// What no scenario needs, and what would make a slow boot slower: the image itself has it.
+const LEAVE_OUT: &str = "systemd.mask=systemd-resolved.service systemd.mask=e2scrub_reap.service \
+                         systemd.mask=apt-daily.timer systemd.mask=apt-daily-upgrade.timer";
+
+fn inspect(path: &Path) -> Value {
+    let path = path.display().to_string();
+    let inspect = ["image", "inspect", &path, "--json"];
+    concertina_with(&inspect, DISTRIBUTION_LIMIT)
+        .expect_success()
+        .json()
+}
+
+fn boot(name: &str, image: &Image, key: &Path) -> (Instance, Shell) {
+    let key = key.display().to_string();
+    let instance = Launch::new(name)
+        .image(&image.path)
+        .cpus("1..3")
+        .memory("512M..1G")
+        .arguments(&["--ssh-key", &key, "--append", LEAVE_OUT])
+        .start();
+    let mut shell = instance.shell_within(DISTRIBUTION_LIMIT);
+    // The console's getty is there a little before everything else is.
+    until("multi-user.target", DISTRIBUTION_LIMIT, || {
+        let (status, _) = shell.try_run("systemctl is-active multi-user.target", STEP_LIMIT * 2);
+        (status == 0).then_some(())
+    });
+    (instance, shell)
+}
+
+#[test]
+fn a_distribution_boots_from_its_disk_scales_and_keeps_what_it_writes() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let key = folder.path().join("id.pub");
+    std::fs::write(&key, "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIE2e me\n").expect("a key");
+    for image in images() {
+        let (release, series) = image.name.split_once('-').expect("release-series");
+        let found = inspect(&image.path);
+        assert_eq!(found["bootable"], true, "{found:#}");
+        let kernel = found["release"].as_str().unwrap_or_default();
+        assert!(kernel.starts_with(series), "{found:#}");
+        let os = found["root"]["os"].as_str().unwrap_or_default();
+        assert!(os.contains(release), "{found:#}");
+
+        let (instance, mut shell) = boot("distro", &image, &key);
+        assert_eq!(shell.run("uname -r"), kernel);
+        assert!(shell.run("cat /etc/os-release").contains(release));
+        assert_eq!(shell.run("systemctl is-active concertina-guest"), "active");
+        vcpus_come_and_go(&instance, &mut shell);
+        memory_comes_and_goes(&instance, &mut shell);
+        the_seed_is_there(&mut shell);
+        let sum = write_to_the_disk(&mut shell);
+
+        // Power is cut: nothing is unmounted, and the journal has to be replayed.
+        drop(shell);
+        instance.stop(&["--force"]);
+        let found = inspect(&image.path);
+        assert_eq!(found["release"], kernel, "{found:#}");
+        assert_eq!(found["partitions"][0]["problem"], Value::Null, "{found:#}");
+        let (_instance, mut shell) = boot("distro", &image, &key);
+        assert_eq!(shell.run("md5sum </root/kept"), sum);
+        shell.run("findmnt -n -o OPTIONS / | grep -qw rw");
+    }
+}
+
+/// Brought online by the guest's own rule or service: nothing is typed.
+fn vcpus_come_and_go(instance: &Instance, shell: &mut Shell) {
+    assert_eq!(shell.online_cpus(), 1);
+    for vcpus in [3, 1] {
+        instance.resize_applied(&["--cpus", &vcpus.to_string()]);
+        until(
+            &format!("{vcpus} processors in the guest"),
+            STEP_LIMIT,
+            || (shell.online_cpus() == vcpus).then_some(()),
+        );
+    }
+}
+
+fn memory_comes_and_goes(instance: &Instance, shell: &mut Shell) {
+    let before = shell.meminfo("MemTotal");
+    instance.resize_applied(&["--memory", "1G"]);
+    let grown = until("512 MiB more in the guest", STEP_LIMIT, || {
+        let grown = shell.meminfo("MemTotal") - before;
+        (grown >= 490 * MIB).then_some(grown)
+    });
+    assert!(grown <= 512 * MIB, "{grown}");
+    // Held and let go of, so that the host has something to get back.
+    shell.run("head -c 300M /dev/zero >/dev/shm/held; rm /dev/shm/held");
+    let pid = instance.vmm_pid();
+    instance.resize_applied(&["--memory", "512M"]);
+    assert!(shell.meminfo("MemTotal") <= before + MIB);
+    let resident = proc::resident_bytes(pid);
+    assert!(resident < 530 * MIB, "Resident {resident} after the shrink");
+}
+
+/// What cloud-init would find.
+fn the_seed_is_there(shell: &mut Shell) {
+    shell.run("mount -o ro -L CIDATA /mnt");
+    let meta = shell.run("cat /mnt/meta-data");
+    assert!(
+        meta.contains("ssh-ed25519") && meta.contains("distro"),
+        "{meta}"
+    );
+    shell.run("test -s /mnt/user-data && umount /mnt");
+}
+
+fn write_to_the_disk(shell: &mut Shell) -> String {
+    shell.run("head -c 20M /dev/urandom >/root/kept && sync");
+    shell.run("md5sum </root/kept")
+}
+
+#[test]
+fn an_image_that_cannot_be_booted_is_refused_with_a_sentence() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("a.img");
+    let name = path.display().to_string();
+    let state = folder.path().join("state").display().to_string();
+    for (content, words) in [
+        (vec![0; 1 << 20], "no kernel"),
+        (b"QFI\xfb\0\0\0\x03".to_vec(), "concertina image import"),
+    ] {
+        std::fs::write(&path, content).expect("an image");
+        let line = ["run", "--name", "bad", "--cpus", "1", "--memory", "512M"];
+        let more = ["--image", &name, "--state-dir", &state];
+        let finished = concertina(&[&line[..], &more[..]].concat());
+        assert!(
+            finished.status == 1 || finished.status == 2,
+            "{finished:#?}"
+        );
+        assert!(finished.stderr.contains(words), "{finished:#?}");
+        assert!(!Path::new(&state).join("bad").exists(), "{finished:#?}");
+    }
+}
