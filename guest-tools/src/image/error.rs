@@ -55,6 +55,9 @@ pub enum ImageError {
         /// The Debian package that brings it.
         package: &'static str,
     },
+    /// This program was asked to end.
+    #[error("Interrupted: what had been begun is taken back")]
+    Interrupted,
     /// There is no kernel to be had.
     #[error("{0}")]
     NoKernel(String),

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use super::error::ImageError;
 
@@ -18,11 +18,23 @@ const SYSTEM_FOLDERS: [&str; 2] = ["/usr/sbin", "/sbin"];
 
 /// The tool that runs, or 0.
 static RUNNING: AtomicU32 = AtomicU32::new(0);
+/// This program was asked to end.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// Process id of the tool that is running on our behalf. Whoever is asked to end passes that on to
-/// it, and the builder then takes back what it had begun.
-pub fn running() -> Option<u32> {
+/// This program was asked to end: no further tool is started, and whatever waits for one takes back
+/// what it has begun. Gives the process id of the tool that runs, which has to be told as well.
+pub fn interrupt() -> Option<u32> {
+    INTERRUPTED.store(true, Ordering::SeqCst);
     Some(RUNNING.load(Ordering::SeqCst)).filter(|pid| *pid != 0)
+}
+
+/// An error once [`interrupt`] was called.
+pub fn check_interrupt() -> Result<(), ImageError> {
+    if INTERRUPTED.load(Ordering::SeqCst) {
+        Err(ImageError::Interrupted)
+    } else {
+        Ok(())
+    }
 }
 
 /// A program, and the Debian package that brings it.
@@ -112,15 +124,17 @@ pub fn run(
         Listen::ErrorsBeside(file) => file.into(),
         Listen::Output => Stdio::piped(),
     });
+    check_interrupt()?;
     let mut child = command.spawn().map_err(|error| failed(error.to_string()))?;
     RUNNING.store(child.id(), Ordering::SeqCst);
     let errors = read_all(&mut child, on_line);
-    let status = child.wait();
+    // Before it is waited for: afterwards the number may be another process's.
     RUNNING.store(0, Ordering::SeqCst);
-    let status = status.map_err(|error| failed(error.to_string()))?;
+    let status = child.wait().map_err(|error| failed(error.to_string()))?;
     if status.success() {
         return Ok(());
     }
+    check_interrupt()?;
     Err(failed(errors.cause().unwrap_or_else(|| status.to_string())))
 }
 

@@ -124,23 +124,26 @@ fn read_password(args: &DebianArgs) -> Result<Option<String>, Usage> {
 }
 
 /// Whoever ends us ends the tool that works for us: it takes back what it has begun, and so do we
-/// when it is gone. A key on the keyboard reaches both by itself.
+/// when it is gone. A second signal ends us at once.
 pub fn end_tools_with_us() -> anyhow::Result<()> {
     let mut signals = Signals::catch()?;
+    let body = move || {
+        let mut asked = false;
+        while let Ok(signal) = signals.next() {
+            if std::mem::replace(&mut asked, true) {
+                std::process::exit(128 + signal);
+            }
+            let pid = tool::interrupt().and_then(|pid| libc::pid_t::try_from(pid).ok());
+            // A key on the keyboard has reached the tool by itself.
+            if let (Some(pid), libc::SIGTERM) = (pid, signal) {
+                // SAFETY: kill(2) touches no memory. The process is our own child, which is not
+                // waited for before the tool's number is taken back.
+                unsafe { libc::kill(pid, signal) };
+            }
+        }
+    };
     std::thread::Builder::new()
         .name("signals".into())
-        .spawn(move || {
-            while let Ok(signal) = signals.next() {
-                let Some(pid) = tool::running().and_then(|pid| libc::pid_t::try_from(pid).ok())
-                else {
-                    std::process::exit(128 + signal);
-                };
-                if signal == libc::SIGTERM {
-                    // SAFETY: kill(2) touches no memory. The process is our own child, which is not
-                    // waited for before it is taken out of `running`.
-                    unsafe { libc::kill(pid, signal) };
-                }
-            }
-        })?;
+        .spawn(body)?;
     Ok(())
 }

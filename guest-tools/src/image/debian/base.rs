@@ -1,7 +1,7 @@
 //! The base system: a tar archive of everything that comes from Debian's packages, kept in the
 //! cache. What is ours, and what differs from image to image, is added later.
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -26,6 +26,8 @@ const PACKAGES: [&str; 9] = [
     "iproute2",
     "e2fsprogs",
 ];
+/// How often a build looks whether another one has ended.
+const LOCK_POLL: Duration = Duration::from_millis(200);
 /// Kernel series that a release's plain metapackage stands for.
 const OWN_SERIES: [(&str, &str); 3] = [
     ("bullseye", "5.10"),
@@ -51,9 +53,7 @@ pub fn base_system(
     let folder = spec.cache.join("debian");
     fs::create_dir_all(&folder).map_err(ImageError::file("create", &folder))?;
     // Two builds of the same wish share one download.
-    let lock_path = folder.join(".lock");
-    let lock = File::create(&lock_path).map_err(ImageError::file("create", &lock_path))?;
-    lock.lock().map_err(ImageError::file("lock", &lock_path))?;
+    let _lock = wait_for_lock(&folder.join(".lock"), progress)?;
     let packages = packages(spec);
     let path = folder.join(file_name(&spec.release, &packages));
     if let (false, Ok(found)) = (spec.fresh, fs::metadata(&path)) {
@@ -72,13 +72,13 @@ pub fn base_system(
         });
     }
     progress(&format!("Building the base system of {}", spec.release));
+    let mut command = mmdebstrap_command(mmdebstrap, spec, &packages);
     let archive = tempfile::Builder::new()
         .prefix(".base-")
         .suffix(".tar")
         .permissions(fs::Permissions::from_mode(0o644))
         .tempfile_in(&folder)
         .map_err(ImageError::file("create a file in", &folder))?;
-    let mut command = mmdebstrap_command(mmdebstrap, spec, &packages);
     let into = archive
         .reopen()
         .map_err(ImageError::file("open", archive.path()))?;
@@ -95,6 +95,25 @@ pub fn base_system(
         path,
         from_cache: false,
     })
+}
+
+/// Takes the lock, or waits for another build to give it up.
+fn wait_for_lock(path: &Path, progress: &mut dyn FnMut(&str)) -> Result<File, ImageError> {
+    let lock = File::create(path).map_err(ImageError::file("create", path))?;
+    let mut said = false;
+    loop {
+        match lock.try_lock() {
+            Ok(()) => return Ok(lock),
+            Err(TryLockError::Error(error)) => return Err(ImageError::file("lock", path)(error)),
+            Err(TryLockError::WouldBlock) => {}
+        }
+        tool::check_interrupt()?;
+        if !said {
+            progress("Waiting for another build");
+            said = true;
+        }
+        std::thread::sleep(LOCK_POLL);
+    }
 }
 
 fn mmdebstrap_command(mmdebstrap: &Path, spec: &DebianSpec, packages: &[String]) -> Command {

@@ -1,3 +1,5 @@
+# shellcheck shell=dash
+# The steps from a base system to a disk; see fill.rs.
 set -eu
 tree=$1 base=$2 overlay=$3 disk=$4 mke2fs=$5 uuid=$6 password=$7
 umask 022
