@@ -237,7 +237,10 @@ pub(crate) mod tests {
             .unwrap();
         assert_eq!(group.read_number("memory.high"), Some(300 << 20));
         assert_eq!(group.read_number("memory.max"), Some(320 << 20));
-        assert_eq!(group.read_number("pids.max"), Some(36));
+        assert_eq!(
+            group.read_number("pids.max"),
+            Some(4 + u64::from(EXTRA_THREADS))
+        );
         fs::create_dir(group.path().join("vcpu")).unwrap();
         group.remove().unwrap();
         assert!(!group.path().exists());
