@@ -153,15 +153,17 @@ fn an_ordinary_user_with_a_delegated_cgroup_runs_an_instance() {
     });
     let groups = group.inside();
     assert!(groups.iter().any(|g| g.ends_with("vcpu")), "{groups:?}");
+    // The processes of the group were moved aside, into a group that can hold some.
+    let aside = group.0.join("concertina-agent");
     let resized = concertina_as(
         USER,
-        &group.0,
+        &aside,
         &["resize", "plain", "--cpus", "1", "--state-dir", path],
     );
     resized.expect_success();
     concertina_as(
         USER,
-        &group.0,
+        &aside,
         &["stop", "plain", "--force", "--state-dir", path],
     )
     .expect_success();

@@ -107,7 +107,7 @@ fn prepare(parent: &Path) -> Result<PathBuf, CgroupError> {
         if !busy {
             return Err(error);
         }
-        move_self_into(&parent.join(AGENT_LEAF))?;
+        move_all(parent, &parent.join(AGENT_LEAF))?;
         hand_down(parent)?;
     }
     let ours = parent.join(OURS);
@@ -128,10 +128,22 @@ fn hand_down(group: &Path) -> Result<(), CgroupError> {
     fs::write(&control, words.join(" ")).map_err(|e| CgroupError::io("Writing", &control, e))
 }
 
-fn move_self_into(leaf: &Path) -> Result<(), CgroupError> {
+/// Moves the processes of `group` aside into `leaf`: this one, the command that waits for it
+/// (`run --detach`), and the shell of the scope, if there is one. The delegated group is ours.
+fn move_all(group: &Path, leaf: &Path) -> Result<(), CgroupError> {
     make_dir(leaf)?;
-    let procs = leaf.join("cgroup.procs");
-    fs::write(&procs, "0").map_err(|e| CgroupError::io("Writing", &procs, e))
+    let (from, to) = (group.join("cgroup.procs"), leaf.join("cgroup.procs"));
+    let listed = fs::read_to_string(&from).map_err(|e| CgroupError::io("Reading", &from, e))?;
+    for process in listed.split_ascii_whitespace() {
+        match fs::write(&to, process) {
+            // One that has ended in the meantime is not in the way.
+            Err(error) if error.raw_os_error() != Some(libc::ESRCH) => {
+                return Err(CgroupError::io("Writing", &to, error));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 pub(super) fn make_dir(path: &Path) -> Result<(), CgroupError> {
