@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use concertina_api::Bytes;
 use serde_json::Value;
 
-use crate::support::{BOOT_LIMIT, Instance, Launch, MIB, STEP_LIMIT, Shell, concertina_with};
+use crate::support::{
+    BOOT_LIMIT, Instance, Launch, MIB, STEP_LIMIT, Shell, alone, concertina_with,
+};
 
 /// A folder of images that are gone when it is dropped.
 struct Images(tempfile::TempDir);
@@ -209,6 +211,8 @@ fn timed(shell: &mut Shell, command: &str) -> f64 {
 
 #[test]
 fn a_rate_limit_holds_and_changes_while_running() {
+    // Looks at the clock.
+    let _alone = alone();
     let images = Images::new();
     let data = images.sparse("data.img", 64 * MIB);
     let limited = format!("{},rate=2M,burst=128K", text(&data));
