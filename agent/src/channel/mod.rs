@@ -212,19 +212,23 @@ impl Channel {
             to: sizes.1,
             deadline_ms: u64::try_from(time.as_millis()).unwrap_or(u64::MAX),
         };
-        let id = change.id;
+        let (id, is_awaited) = (change.id, moment == Moment::BeforeShrink);
         let message = ToGuest {
             change: Some(change),
             ..ToGuest::default()
         };
-        self.shared.post(&mut state, &message).then_some(id)
+        let is_posted = self.shared.post(&mut state, &message);
+        if is_posted && is_awaited {
+            // Under the same lock: the answer may be here before anybody waits for it.
+            state.waiting.insert(id, None);
+        }
+        is_posted.then_some(id)
     }
 
-    /// Waits for the answer to a change; `None` when there is none in time.
+    /// Waits for the answer to a change before a shrink; `None` when there is none in time.
     fn wait_for_answer(&self, id: u64, time: Duration) -> Option<Answer> {
         let until = Instant::now() + time;
         let mut state = self.shared.state();
-        state.waiting.insert(id, None);
         loop {
             let left = until.saturating_duration_since(Instant::now());
             let answered = state.waiting.get(&id).is_some_and(Option::is_some);
