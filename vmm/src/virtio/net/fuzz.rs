@@ -288,7 +288,7 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
-        #![proptest_config(ProptestConfig { cases: 4000, failure_persistence: None, ..Default::default() })]
+        #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..Default::default() })]
         #[test]
         fn random_programs_are_survived(data in prop::collection::vec(any::<u8>(), 0..600)) {
             super::run(&data);
