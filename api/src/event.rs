@@ -77,6 +77,13 @@ pub enum EventKind {
         /// How many since the last such event.
         count: u64,
     },
+    /// The program behind a network interface has ended: its link is down until the guest restarts.
+    NetDown {
+        /// Number of the interface.
+        net: usize,
+        /// Its last words.
+        reason: String,
+    },
     /// The guest asked for a reset; it is started again at its first size.
     Rebooted,
     /// The VM is gone.

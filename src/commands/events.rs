@@ -138,6 +138,10 @@ fn describe(event: &Event) -> String {
             "disk error",
             format!("{}: {error} ({count} failed)", disk.display()),
         ),
+        EventKind::NetDown { net, reason } => {
+            let text = format!("interface {net}, until the guest restarts: {reason}");
+            ("net down", text)
+        }
         EventKind::Rebooted => (
             "rebooted",
             "the guest starts again at its first size".to_owned(),

@@ -372,6 +372,8 @@ pub fn describe_resize(report: &ResizeReport<InstanceSize>) -> String {
 pub mod tests {
     use std::collections::BTreeMap;
 
+    use concertina_api::IoRate;
+    use concertina_api::net::NetLink;
     use concertina_api::vm::Outcome;
     use serde_json::json;
 
@@ -426,7 +428,25 @@ pub mod tests {
                     last_error: Some("Read: broken".into()),
                     bad_requests: 0,
                 }],
-                nets: Vec::new(),
+                nets: vec![NetStatus {
+                    link: NetLink::Tap,
+                    tap: Some("vm0".into()),
+                    mac: "02:00:00:00:00:01".parse().unwrap(),
+                    link_up: false,
+                    driver_ready: true,
+                    rx: NetTraffic {
+                        bytes: 5 << 20,
+                        frames: 4000,
+                        drops: 3,
+                        throttled: 0,
+                    },
+                    tx: NetTraffic::default(),
+                    bad_requests: 0,
+                    rates: NetRates {
+                        rx: "10M".parse().unwrap(),
+                        tx: IoRate::MAX,
+                    },
+                }],
             },
             guest: None,
             last_resize: Some(ResizeReport {
@@ -468,6 +488,9 @@ pub mod tests {
             "/io/disks/0/path",
             "/io/disks/0/rate/bytes_per_s",
             "/io/disks/0/errors",
+            "/io/nets/0/mac",
+            "/io/nets/0/rx/throttled",
+            "/io/nets/0/rates/tx/ops_per_s",
             "/last_resize/outcome",
             "/thresholds/0/rule",
             "/thresholds/0/state",
@@ -497,6 +520,11 @@ pub mod tests {
             "/srv/data.img",
             "50M,2000iops",
             "read-only, 2 failed, the last: Read: broken",
+            "vm0",
+            "02:00:00:00:00:01",
+            "to 10M, from max",
+            "5M, 3 lost",
+            "link down",
         ] {
             assert!(text.contains(word), "{word} is missing in:\n{text}");
         }

@@ -85,6 +85,7 @@ pub fn words(kind: &EventKind) -> String {
         EventKind::DiskError { disk, error, .. } => {
             format!("disk {} fails: {error}", disk.display())
         }
+        EventKind::NetDown { net, reason } => format!("network {net} is down: {reason}"),
         EventKind::Rebooted => "rebooted".into(),
         EventKind::Ended { reason, .. } => format!("ended: {reason}"),
     }

@@ -331,6 +331,10 @@ fn a_user_network_gives_an_address_and_leads_to_a_port_of_the_guest() {
         (shell.run("cat /sys/class/net/eth0/carrier") == "0").then_some(())
     });
 
+    instance.wait_for_event("the end of passt in the events", STEP_LIMIT, |event| {
+        event["event"] == "net_down" && event["net"] == 0
+    });
+
     // A restart brings another one, which ends with the instance.
     shell.type_line("reboot");
     until("another passt", STEP_LIMIT, || {

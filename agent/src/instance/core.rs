@@ -21,7 +21,7 @@ use crate::cgroup::{Hierarchy, InstanceGroup};
 use crate::channel::Channel;
 use crate::events::{EventLog, wall_clock};
 use crate::launch::{LaunchError, LaunchSpec};
-use crate::net::Networks;
+use crate::net::{NetPrograms, Networks};
 use crate::poll::Wakeup;
 use crate::resize::Resizer;
 use crate::resize::capacity::HostMemory;
@@ -56,6 +56,7 @@ pub(crate) struct Core {
     pub(super) group: InstanceGroup,
     pub(super) channel: Arc<Channel>,
     pub(super) networks: Networks,
+    pub(super) net_programs: NetPrograms,
     /// What the vmm is told; its network interfaces have other descriptors in each life.
     pub(super) vm: VmSpec,
     /// Set when a resize has ended, or the guest has something urgent to say.
@@ -116,6 +117,7 @@ impl Core {
             channel,
             commit_wakeup,
             networks,
+            net_programs: NetPrograms::default(),
             vm,
             live: Mutex::new(Live {
                 state: InstanceState::Starting,

@@ -20,7 +20,7 @@ use super::stop::StopWish;
 use super::watch::Watch;
 use super::{ExitReport, exit};
 use crate::launch::LaunchError;
-use crate::net::NetProgram;
+use crate::net::KeptPrograms;
 use crate::sentence;
 use crate::state_dir::write_json;
 use crate::vmm::process::last_words;
@@ -116,18 +116,18 @@ struct Ended {
 }
 
 /// One life of the vmm.
-struct Life {
+struct Life<'a> {
     vmm: VmmProcess,
     began: Instant,
     /// Set when the vmm had ended before it could be watched.
     early_exit: Option<VmmExit>,
-    /// Programs of its network interfaces, which end with it.
-    _net: Vec<NetProgram>,
+    /// The programs of its network interfaces end with it.
+    _net: KeptPrograms<'a>,
 }
 
-impl Life {
+impl<'a> Life<'a> {
     /// Starts a vmm at the instance's first size and waits for its guest to run.
-    fn begin(core: &Core) -> Result<Self, LaunchError> {
+    fn begin(core: &'a Core) -> Result<Self, LaunchError> {
         core.resizer.begin_life()?;
         // A socket file of the life before would be connected to in vain.
         let _ = std::fs::remove_file(&core.paths.vmm_socket);
@@ -152,7 +152,7 @@ impl Life {
             vmm,
             began: Instant::now(),
             early_exit: None,
-            _net: net.handed_over(),
+            _net: net.handed_over(&core.net_programs),
         };
         life.wait_until_ready(core)?;
         core.set_state(InstanceState::Running);

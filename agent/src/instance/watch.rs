@@ -153,6 +153,7 @@ impl Watcher {
             let changed = self.take_commits();
             if due {
                 self.look_at_disks(now);
+                self.look_at_networks();
             }
             let alarm = self.core.channel.take_alarm();
             if due || changed || alarm || waited.unwrap_or(false) {
@@ -255,6 +256,18 @@ impl Watcher {
         };
         for event in self.disks.look(&seen, now) {
             self.core.events.append(event);
+        }
+    }
+
+    /// Says when the program behind a network interface has ended.
+    fn look_at_networks(&self) {
+        let ended = self.core.net_programs.ended();
+        // It also ends when the vmm does, and that is said in another way.
+        if ended.is_empty() || self.core.vmm.describe().is_err() {
+            return;
+        }
+        for (net, reason) in ended {
+            self.core.events.append(EventKind::NetDown { net, reason });
         }
     }
 

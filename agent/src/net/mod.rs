@@ -10,6 +10,7 @@ mod tap;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use concertina_api::net::{Forward, MAX_NETS, NetKind, NetLink, NetSpec, NetWish};
 
@@ -128,9 +129,9 @@ impl Networks {
             sockets: Vec::new(),
             programs: Vec::new(),
         };
-        for network in &self.0 {
+        for (index, network) in self.0.iter().enumerate() {
             if let NetKind::User(forwards) = &network.wish.kind {
-                let (program, socket) = NetProgram::start(forwards)?;
+                let (program, socket) = NetProgram::start(index, forwards)?;
                 life.programs.push(program);
                 life.sockets.push(socket);
             }
@@ -187,10 +188,43 @@ impl NetLife<'_> {
             .collect()
     }
 
-    /// The vmm has inherited its ends; ours are closed, so that each side sees the other's end. What
-    /// remains is to be kept as long as the vmm lives.
-    pub fn handed_over(self) -> Vec<NetProgram> {
-        self.programs
+    /// The vmm has inherited its ends; ours are closed, so that each side sees the other's end. The
+    /// programs are kept in `place` as long as what is returned.
+    pub fn handed_over(self, place: &NetPrograms) -> KeptPrograms<'_> {
+        *place.lock() = self.programs;
+        KeptPrograms(place)
+    }
+}
+
+/// The programs of the present life of the vmm.
+#[derive(Debug, Default)]
+pub(crate) struct NetPrograms(Mutex<Vec<NetProgram>>);
+
+impl NetPrograms {
+    fn lock(&self) -> MutexGuard<'_, Vec<NetProgram>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Those that have ended since the last call: the number of the interface, and last words.
+    pub fn ended(&self) -> Vec<(usize, String)> {
+        let mut ended = Vec::new();
+        self.lock().retain_mut(|program| match program.ended() {
+            Some(words) => {
+                ended.push((program.index(), words));
+                false
+            }
+            None => true,
+        });
+        ended
+    }
+}
+
+/// Ends the programs when it is dropped.
+pub(crate) struct KeptPrograms<'a>(&'a NetPrograms);
+
+impl Drop for KeptPrograms<'_> {
+    fn drop(&mut self) {
+        self.0.lock().clear();
     }
 }
 

@@ -68,6 +68,8 @@ fn arguments(forwards: &[Forward], fd: i32, root: bool) -> Vec<String> {
 /// A running `passt`. It is ended and reaped when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Passt {
+    /// Number of its interface.
+    index: usize,
     child: Child,
     /// What it says; only read when it has ended.
     words: UnixStream,
@@ -75,7 +77,7 @@ pub(crate) struct Passt {
 
 impl Passt {
     /// Starts one; gives the vmm's end of its socket as well.
-    pub fn start(forwards: &[Forward]) -> Result<(Self, OwnedFd), NetError> {
+    pub fn start(index: usize, forwards: &[Forward]) -> Result<(Self, OwnedFd), NetError> {
         let system = |what: &str, source| NetError::System {
             what: format!("{what} of {PROGRAM} cannot be made"),
             source,
@@ -105,7 +107,12 @@ impl Passt {
             what: format!("Starting {PROGRAM} failed"),
             source,
         })?;
-        Ok((Self { child, words }, OwnedFd::from(ours)))
+        let started = Self {
+            index,
+            child,
+            words,
+        };
+        Ok((started, OwnedFd::from(ours)))
     }
 
     /// Waits until it serves, which is when its ports are bound; an error is what it said.
@@ -125,6 +132,11 @@ impl Passt {
             }
             thread::sleep(READY_PAUSE);
         }
+    }
+
+    /// Number of its interface.
+    pub fn index(&self) -> usize {
+        self.index
     }
 
     /// Its last words, when it has ended.
