@@ -133,6 +133,12 @@ pub fn run(args: Args, state: StateDir) -> anyhow::Result<i32> {
     };
     let seed = image::seed_disk(&args.name, &args.image)?;
     let append = image::append(image.as_ref(), args.append);
+    let boot_source = args
+        .image
+        .image
+        .as_ref()
+        .map(|disk| image::boot_source(&disk.path, cache_dir));
+    let boot_source = boot_source.transpose()?;
     let disks = args.image.image.into_iter().chain(args.disks).collect();
     let boot = match image {
         Some(image) => image.files,
@@ -142,6 +148,7 @@ pub fn run(args: Args, state: StateDir) -> anyhow::Result<i32> {
         name: args.name,
         kernel: boot.kernel,
         initrd: boot.initrd,
+        boot_source,
         append,
         nets: args.nets,
         disks,

@@ -20,7 +20,7 @@ use super::stop::StopSignal;
 use crate::cgroup::{Hierarchy, InstanceGroup};
 use crate::channel::Channel;
 use crate::events::{EventLog, wall_clock};
-use crate::launch::{LaunchError, LaunchSpec};
+use crate::launch::{BootSource, LaunchError, LaunchSpec};
 use crate::net::{NetPrograms, Networks};
 use crate::poll::Wakeup;
 use crate::resize::Resizer;
@@ -47,6 +47,7 @@ pub(crate) struct Core {
     pub(super) name: String,
     pub(super) policy: Policy,
     pub(super) vmm_command: Vec<OsString>,
+    boot_source: Option<BootSource>,
     pub(super) paths: InstancePaths,
     pub(super) launched: Instant,
     pub(super) stop: Arc<StopSignal>,
@@ -108,6 +109,7 @@ impl Core {
             name: spec.name,
             policy: spec.policy,
             vmm_command: spec.vmm_command,
+            boot_source: spec.boot_source,
             launched,
             stop: Arc::new(StopSignal::new().map_err(system)?),
             vmm,
@@ -131,6 +133,17 @@ impl Core {
         };
         core.record(None)?;
         Ok(core)
+    }
+
+    /// Lets a guest that starts again boot what it has installed in the meantime. Where that cannot
+    /// be booted, it boots what it has booted before.
+    pub(super) fn renew_boot_files(&self) {
+        let Some(source) = &self.boot_source else {
+            return;
+        };
+        if let Err(why) = source.renew(&self.paths, self.policy.bounds.memory.min) {
+            eprintln!("concertina: The guest boots the kernel of before: {why}");
+        }
     }
 
     /// Takes back a launch that did not come to a running guest.

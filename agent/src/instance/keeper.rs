@@ -90,6 +90,7 @@ pub(super) fn keep(core: &Arc<Core>, started: SyncSender<Result<(), LaunchError>
             };
         }
         core.events.append(EventKind::Rebooted);
+        core.renew_boot_files();
     };
     core.set_state(if report.status == 0 {
         InstanceState::Stopped

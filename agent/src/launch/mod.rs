@@ -14,6 +14,7 @@ mod disks;
 mod error;
 mod host;
 mod images;
+mod source;
 #[cfg(test)]
 mod tests;
 
@@ -30,6 +31,7 @@ pub use error::LaunchError;
 pub(crate) use host::Host;
 #[cfg(test)]
 use images::tests::small_bzimage;
+pub use source::{BootFiles, BootSource};
 
 use crate::cgroup::InstanceGroup;
 pub use crate::instance::{ExitReport, Instance, Stopper};
@@ -49,6 +51,8 @@ pub struct LaunchSpec {
     pub kernel: PathBuf,
     /// Initial ram file system.
     pub initrd: Option<PathBuf>,
+    /// Finds kernel and initrd again when the guest starts again; without it they stay the same.
+    pub boot_source: Option<BootSource>,
     /// What is appended to our kernel command line.
     pub append: Option<String>,
     /// Disks, in the order in which the guest finds them.

@@ -45,6 +45,7 @@ fn bench(behaviour: &str) -> Bench {
             name: "web".into(),
             kernel,
             initrd: None,
+            boot_source: None,
             append: None,
             disks: Vec::new(),
             nets: Vec::new(),
@@ -179,6 +180,35 @@ fn a_guest_that_resets_is_started_again() {
             EventKind::Started { .. }
         ]
     ));
+    instance.stopper().request_stop();
+    assert_eq!(instance.supervise().status, 0);
+}
+
+#[test]
+fn a_guest_that_restarts_boots_the_kernel_that_it_has_installed() {
+    let mut bench = bench("reset-once");
+    let installed = bench.temp.path().join("installed");
+    fs::copy(&bench.spec.kernel, &installed).unwrap();
+    let kernel = installed.clone();
+    bench.spec.boot_source = Some(BootSource::new(move || {
+        Ok(BootFiles {
+            kernel: kernel.clone(),
+            initrd: None,
+        })
+    }));
+    let instance = bench.start();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while bench.events().len() < 3 {
+        assert!(Instant::now() < deadline, "{:?}", bench.events());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let vm: VmSpec = serde_json::from_slice(&fs::read(&instance.paths().vm_spec).unwrap()).unwrap();
+    assert_eq!(vm.kernel, installed);
+    // One that is no kernel leaves the words of before.
+    fs::write(&installed, "no kernel").unwrap();
+    let source = bench.spec.boot_source.take().unwrap();
+    let why = source.renew(instance.paths(), Bytes::mib(256)).unwrap_err();
+    assert!(why.contains("installed"), "{why}");
     instance.stopper().request_stop();
     assert_eq!(instance.supervise().status, 0);
 }

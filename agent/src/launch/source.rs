@@ -1,0 +1,58 @@
+//! Where a guest's kernel and initrd come from when it starts again: a distribution that has
+//! installed another kernel on its disk boots that one.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use concertina_api::Bytes;
+use concertina_api::vm::VmSpec;
+
+use super::{LaunchError, host, images};
+use crate::sentence;
+use crate::state_dir::{InstancePaths, write_json};
+
+/// Kernel and initrd.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BootFiles {
+    /// bzImage, or ELF vmlinux.
+    pub kernel: PathBuf,
+    /// Initial ram file system.
+    pub initrd: Option<PathBuf>,
+}
+
+type Find = dyn Fn() -> Result<BootFiles, String> + Send + Sync;
+
+/// Finds the files of the next boot, while the guest does not run. Called from the supervisor's
+/// keeper thread, at each restart of the guest; the error is a sentence.
+#[derive(Clone)]
+pub struct BootSource(Arc<Find>);
+
+impl BootSource {
+    /// By this function.
+    pub fn new(find: impl Fn() -> Result<BootFiles, String> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(find))
+    }
+
+    /// Writes the files of the next boot into the vmm's words. On error these are as before, and so
+    /// is the guest's kernel.
+    pub(crate) fn renew(&self, paths: &InstancePaths, boot_memory: Bytes) -> Result<(), String> {
+        let said = |error: LaunchError| sentence(&error);
+        let files = (self.0)()?;
+        let kernel = host::absolute(&files.kernel).map_err(said)?;
+        let initrd = files.initrd.as_deref().map(host::absolute).transpose();
+        let initrd = initrd.map_err(said)?;
+        images::check(&kernel, initrd.as_deref(), boot_memory).map_err(said)?;
+        let text = std::fs::read(&paths.vm_spec).map_err(|error| error.to_string())?;
+        let mut vm: VmSpec = serde_json::from_slice(&text).map_err(|error| error.to_string())?;
+        vm.kernel = kernel;
+        vm.initrd = initrd;
+        write_json(&paths.vm_spec, &vm).map_err(|error| sentence(&error))
+    }
+}
+
+impl fmt::Debug for BootSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("BootSource")
+    }
+}
