@@ -206,7 +206,7 @@ build_image() {
     if [ "$(cat "$image.stamp" 2>/dev/null)" != "$stamp" ] || [ ! -e "$image" ]; then
         mkdir -p "$CONCERTINA_CACHE/images"
         say "Building a disk image of $release with kernel $series"
-        CONCERTINA_CACHE_DIR=$CONCERTINA_CACHE quietly nice -n 19 "$CONCERTINA_BIN/concertina" \
+        CONCERTINA_CACHE_DIR=$CONCERTINA_CACHE quietly "$CONCERTINA_BIN/concertina" \
             image build debian --release "$release" --kernel-series "$series" --size 1G -o "$image" ||
             die "The disk image of $release could not be made: see above"
         printf '%s' "$stamp" >"$image.stamp"
