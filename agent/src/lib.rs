@@ -6,9 +6,12 @@
 
 pub mod cgroup;
 pub mod client;
+pub mod clock;
 pub mod events;
 mod instance;
+pub mod journal;
 pub mod launch;
+pub mod ledger;
 pub mod plan;
 pub mod policy;
 mod poll;
@@ -18,6 +21,7 @@ pub mod signals;
 pub mod state_dir;
 #[cfg(test)]
 mod testing;
+
 pub mod vmm;
 
 pub use sentence::sentence;
