@@ -22,6 +22,7 @@ pub mod state_dir;
 #[cfg(test)]
 mod testing;
 
+pub mod usage;
 pub mod vmm;
 
 pub use sentence::sentence;

@@ -18,6 +18,7 @@ use concertina_api::{Bytes, Quota};
 use super::ExitReport;
 use super::stop::StopSignal;
 use crate::cgroup::{Hierarchy, InstanceGroup};
+use crate::clock::Moment;
 use crate::events::{EventLog, wall_clock};
 use crate::launch::{LaunchError, LaunchSpec};
 use crate::poll::Wakeup;
@@ -25,6 +26,7 @@ use crate::resize::Resizer;
 use crate::resize::capacity::HostMemory;
 use crate::sentence;
 use crate::state_dir::{Ending, InstancePaths, InstanceRecord, ProcessId, StateError, write_json};
+use crate::usage::UsageLog;
 use crate::vmm::VmmClient;
 
 /// What changes while the instance lives.
@@ -52,6 +54,7 @@ pub(crate) struct Core {
     pub(super) events: Arc<EventLog>,
     pub(super) resizer: Resizer,
     pub(super) group: InstanceGroup,
+    pub(super) usage: Arc<UsageLog>,
     /// Set when a resize has ended.
     pub(super) commit_wakeup: Arc<Wakeup>,
     live: Mutex<Live>,
@@ -84,6 +87,7 @@ impl Core {
         vm.cgroup = Some(group.path().to_owned());
         write_json(&paths.vm_spec, &vm)?;
         let events = Arc::new(EventLog::open(&paths.events, launched).map_err(system)?);
+        let usage = Arc::new(UsageLog::open(&paths.usage, &spec.name).map_err(system)?);
         let vmm = VmmClient::new(&paths.vmm_socket);
         let resizer = Resizer::new(
             spec.policy.bounds,
@@ -92,7 +96,8 @@ impl Core {
             group.clone(),
             Arc::clone(&events),
             Box::new(HostMemory::new(Path::new("/proc/meminfo"))),
-        );
+        )
+        .with_usage(Arc::clone(&usage));
         let core = Self {
             name: spec.name,
             policy: spec.policy,
@@ -103,6 +108,7 @@ impl Core {
             events,
             resizer,
             group,
+            usage,
             commit_wakeup: Arc::new(Wakeup::new().map_err(system)?),
             live: Mutex::new(Live {
                 state: InstanceState::Starting,
@@ -137,6 +143,7 @@ impl Core {
             live.vmm = None;
             live.ended = true;
         }
+        self.usage.ended(&Moment::now());
         if let Err(error) = self.group.remove() {
             eprintln!("concertina: {}", sentence(&error));
         }
@@ -180,6 +187,21 @@ impl Core {
         // Only serves a later supervisor in finding a vmm that outlived this one.
         if let Err(error) = self.record(None) {
             eprintln!("concertina: {}", sentence(&error));
+        }
+    }
+
+    /// The guest runs: from here on it holds its size.
+    pub(super) fn begin_usage(&self) {
+        let resident = Bytes(self.resizer.resident());
+        self.usage
+            .launched(&Moment::now(), self.resizer.size(), resident);
+    }
+
+    /// Writes down what was held, once a minute.
+    pub(super) fn keep_usage(&self) {
+        let now = Moment::now();
+        if self.usage.is_due(&now) {
+            self.usage.passed(&now, Bytes(self.resizer.resident()));
         }
     }
 
@@ -266,5 +288,14 @@ fn discard(paths: &InstancePaths, group: Option<&InstanceGroup>) {
     if let Some(group) = group {
         let _ = group.remove();
     }
-    let _ = fs::remove_dir_all(&paths.dir);
+    // What earlier instances of the name held has still to be billed.
+    if fs::metadata(&paths.usage).is_ok_and(|usage| usage.len() > 0) {
+        for entry in fs::read_dir(&paths.dir).into_iter().flatten().flatten() {
+            if entry.path() != paths.usage {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+    } else {
+        let _ = fs::remove_dir_all(&paths.dir);
+    }
 }

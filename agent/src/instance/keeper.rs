@@ -143,6 +143,7 @@ impl Life {
         };
         life.wait_until_ready(core)?;
         core.set_state(InstanceState::Running);
+        core.begin_usage();
         core.events.append(EventKind::Started {
             vmm_pid: life.vmm.id().pid,
         });

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use concertina_api::instance::InstanceSize;
-use concertina_api::policy::PolicyBounds;
+use concertina_api::policy::{Axis, Direction, Policy, PolicyBounds};
 use concertina_api::vm::Outcome;
 use concertina_api::{Bytes, Cpus};
 
@@ -15,7 +15,7 @@ use super::crashes::MemoryDisk;
 use super::*;
 use crate::clock::Moment;
 use crate::ledger::Claim;
-use crate::policy::Size;
+use crate::policy::{PolicyState, Size};
 
 pub(super) fn claim(weight: u32) -> Claim {
     Claim {
@@ -198,6 +198,34 @@ fn the_same_key_gets_the_same_answer_after_a_restart_and_a_compaction() {
         "the list is bounded"
     );
     assert!(journal.book().answer("web", "key-20").is_none());
+}
+
+#[test]
+fn cooldowns_back_offs_and_budgets_survive_a_restart_and_a_compaction() {
+    let temp = tempfile::tempdir().unwrap();
+    let path = temp.path().join("journal");
+    let mut journal = with_web(&path);
+    let policy = Policy::new(claim(1).bounds);
+    let mut state = PolicyState::default();
+    state.committed(&policy, Axis::Cpus, Direction::Grow, &[], 1000);
+    state.committed(&policy, Axis::Cpus, Direction::Shrink, &[], 2000);
+    state.not_reached(Axis::Cpus, Direction::Grow, 3000);
+    state.resized_by_hand(&policy, Axis::Memory, 512 << 20, 4000);
+    assert_ne!(state, PolicyState::default());
+    let record = Record::Policy {
+        instance: "web".into(),
+        version: 7,
+        state: Box::new(state.clone()),
+    };
+    journal.append(&record, Durability::Written).unwrap();
+    for compact in [true, false] {
+        let mut journal = Journal::open(&path).unwrap().journal;
+        let mark = journal.book().instances()["web"].policy.clone().unwrap();
+        assert_eq!((mark.version, &mark.state), (7, &state));
+        if compact {
+            journal.compact().unwrap();
+        }
+    }
 }
 
 #[test]
