@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{completions, console, doctor, events, image, ps, resize, run, status, stop};
+use crate::commands::{
+    completions, console, doctor, events, image, ps, resize, run, status, stop, usage,
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -47,6 +49,8 @@ pub enum Command {
     Resize(resize::Args),
     /// Show what happened to an instance
     Events(events::Args),
+    /// Show what instances held and for how long, or check the records of it
+    Usage(usage::Args),
     /// Connect the terminal to an instance's serial console
     Console(console::Args),
     /// End an instance

@@ -53,6 +53,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<i32> {
         Command::Status(args) => commands::status::run(&args, &state()?),
         Command::Resize(args) => commands::resize::run(&args, &state()?),
         Command::Events(args) => commands::events::run(&args, &state()?),
+        Command::Usage(args) => commands::usage::run(&args, &state()?),
         Command::Console(args) => commands::console::run(&args, &state()?),
         Command::Stop(args) => commands::stop::run(&args, &state()?),
         Command::Doctor(args) => commands::doctor::run(&args),

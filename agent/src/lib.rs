@@ -7,10 +7,13 @@
 pub mod cgroup;
 pub mod channel;
 pub mod client;
+pub mod clock;
 pub mod events;
 mod instance;
+pub mod journal;
 pub mod launch;
 pub mod net;
+pub mod ledger;
 pub mod plan;
 pub mod policy;
 mod poll;
@@ -20,6 +23,8 @@ pub mod signals;
 pub mod state_dir;
 #[cfg(test)]
 mod testing;
+
+pub mod usage;
 pub mod vmm;
 
 pub use sentence::sentence;

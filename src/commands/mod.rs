@@ -10,3 +10,4 @@ pub mod resize;
 pub mod run;
 pub mod status;
 pub mod stop;
+pub mod usage;

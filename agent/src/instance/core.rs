@@ -19,6 +19,7 @@ use super::ExitReport;
 use super::stop::StopSignal;
 use crate::cgroup::{Hierarchy, InstanceGroup};
 use crate::channel::Channel;
+use crate::clock::Moment;
 use crate::events::{EventLog, wall_clock};
 use crate::launch::{BootSource, LaunchError, LaunchSpec};
 use crate::net::{NetPrograms, Networks};
@@ -27,6 +28,7 @@ use crate::resize::Resizer;
 use crate::resize::capacity::HostMemory;
 use crate::sentence;
 use crate::state_dir::{Ending, InstancePaths, InstanceRecord, ProcessId, StateError};
+use crate::usage::UsageLog;
 use crate::vmm::VmmClient;
 
 /// What changes while the instance lives.
@@ -60,6 +62,7 @@ pub(crate) struct Core {
     pub(super) net_programs: NetPrograms,
     /// What the vmm is told; its network interfaces have other descriptors in each life.
     pub(super) vm: VmSpec,
+    pub(super) usage: Arc<UsageLog>,
     /// Set when a resize has ended, or the guest has something urgent to say.
     pub(super) commit_wakeup: Arc<Wakeup>,
     live: Mutex<Live>,
@@ -92,6 +95,7 @@ impl Core {
         vm.cgroup = Some(group.path().to_owned());
         let networks = Networks::open(&spec.nets)?;
         let events = Arc::new(EventLog::open(&paths.events, launched).map_err(system)?);
+        let usage = Arc::new(UsageLog::open(&paths.usage, &spec.name).map_err(system)?);
         let vmm = VmmClient::new(&paths.vmm_socket);
         let commit_wakeup = Arc::new(Wakeup::new().map_err(system)?);
         let channel = Channel::new(launched, Arc::clone(&commit_wakeup)).map_err(system)?;
@@ -104,7 +108,8 @@ impl Core {
             Arc::clone(&events),
             Box::new(HostMemory::new(Path::new("/proc/meminfo"))),
         )
-        .with_hooks(channel.clone());
+        .with_hooks(channel.clone())
+        .with_usage(Arc::clone(&usage));
         let core = Self {
             name: spec.name,
             policy: spec.policy,
@@ -121,6 +126,7 @@ impl Core {
             networks,
             net_programs: NetPrograms::default(),
             vm,
+            usage,
             live: Mutex::new(Live {
                 state: InstanceState::Starting,
                 vmm: None,
@@ -165,6 +171,7 @@ impl Core {
             live.vmm = None;
             live.ended = true;
         }
+        self.usage.ended(&Moment::now());
         if let Err(error) = self.group.remove() {
             eprintln!("concertina: {}", sentence(&error));
         }
@@ -208,6 +215,21 @@ impl Core {
         // Only serves a later supervisor in finding a vmm that outlived this one.
         if let Err(error) = self.record(None) {
             eprintln!("concertina: {}", sentence(&error));
+        }
+    }
+
+    /// The guest runs: from here on it holds its size.
+    pub(super) fn begin_usage(&self) {
+        let resident = Bytes(self.resizer.resident());
+        self.usage
+            .launched(&Moment::now(), self.resizer.size(), resident);
+    }
+
+    /// Writes down what was held, once a minute.
+    pub(super) fn keep_usage(&self) {
+        let now = Moment::now();
+        if self.usage.is_due(&now) {
+            self.usage.passed(&now, Bytes(self.resizer.resident()));
         }
     }
 
@@ -299,5 +321,14 @@ fn discard(paths: &InstancePaths, group: Option<&InstanceGroup>) {
     if let Some(group) = group {
         let _ = group.remove();
     }
-    let _ = fs::remove_dir_all(&paths.dir);
+    // What earlier instances of the name held has still to be billed.
+    if fs::metadata(&paths.usage).is_ok_and(|usage| usage.len() > 0) {
+        for entry in fs::read_dir(&paths.dir).into_iter().flatten().flatten() {
+            if entry.path() != paths.usage {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+    } else {
+        let _ = fs::remove_dir_all(&paths.dir);
+    }
 }

@@ -157,6 +157,7 @@ impl<'a> Life<'a> {
         };
         life.wait_until_ready(core)?;
         core.set_state(InstanceState::Running);
+        core.begin_usage();
         core.events.append(EventKind::Started {
             vmm_pid: life.vmm.id().pid,
         });

@@ -160,6 +160,7 @@ impl Watcher {
                 self.look();
             }
             self.settle(now);
+            self.core.keep_usage();
         }
         for running in [self.cpus.take(), self.memory.take()].into_iter().flatten() {
             let _ = running.thread.join();

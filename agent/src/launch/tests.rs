@@ -15,6 +15,7 @@ use crate::cgroup::fake_hierarchy;
 use crate::client;
 use crate::state_dir::LockError;
 use crate::testing::process_command;
+use crate::usage::{Reason, read_chain, total};
 
 /// A host in a temporary folder, and a launch that it accepts.
 struct Bench {
@@ -285,6 +286,50 @@ fn a_resize_by_hand_is_carried_out_and_told() {
     assert_eq!(report.outcome, Outcome::Refused);
     assert!(report.reason.unwrap().contains("0.5 to 4"));
     assert!(client::resize(instance.paths(), &InstanceResize::default()).is_err());
+}
+
+#[test]
+fn what_an_instance_held_is_written_down_and_outlives_it() {
+    let bench = bench("obey");
+    let usage = || read_chain(&bench.folder().join("usage.jsonl"), "web").unwrap();
+    let instance = bench.start();
+    let wish = InstanceResize {
+        cpus: Some(Cpus(2500)),
+        memory: Some(Bytes::mib(512)),
+        timeout_ms: None,
+    };
+    client::resize(instance.paths(), &wish).unwrap();
+    let chain = usage();
+    let first = chain.records.first().unwrap();
+    assert_eq!(
+        (first.reason, first.cpus, first.memory),
+        (Reason::Launch, Cpus(500), Bytes::mib(256))
+    );
+    let last = chain.records.last().unwrap();
+    assert_eq!(
+        (last.reason, last.cpus, last.memory),
+        (Reason::Resize, Cpus(2500), Bytes::mib(512))
+    );
+    instance.stopper().force();
+    assert_eq!(instance.supervise().status, 0);
+    let ended = usage();
+    assert_eq!(ended.records.last().unwrap().reason, Reason::End);
+    let totals = total(&ended.records, None);
+    assert!(
+        totals.vcpu_us > 0 && totals.promised_kib_ms > 0,
+        "{totals:?}"
+    );
+
+    // Neither a launch that fails nor one that comes to a guest takes it away.
+    let mut failing = bench.spec.clone();
+    failing.vmm_command = process_command("fail");
+    assert!(prepare_on(&bench.host, failing).unwrap().start().is_err());
+    assert_eq!(usage(), ended);
+    let again = bench.start();
+    let chain = usage();
+    assert_eq!(chain.records.len(), ended.records.len() + 1);
+    assert!(chain.gaps.is_empty());
+    drop(again);
 }
 
 #[test]

@@ -37,11 +37,13 @@ pub use self::hooks::GuestHooks;
 use self::memory::{MemoryAxis, Pace};
 use self::report::{Axes, AxisReport, Timeline, combine};
 use crate::cgroup::{CgroupError, InstanceGroup};
+use crate::clock::Moment;
 use crate::events::EventLog;
 use crate::plan::cpu::rung;
 use crate::plan::memory::{Held, fit};
 use crate::policy::Size;
 use crate::signals::{Present, procfs};
+use crate::usage::UsageLog;
 use crate::vmm::VmmClient;
 
 /// How long a guest may take to give back vCPUs that it has not needed for a while.
@@ -145,6 +147,8 @@ pub struct Resizer {
     held: Mutex<Held>,
     /// Process id of the vmm; 0: there is none.
     vmm_pid: AtomicI32,
+    /// Where it is written down what is held.
+    usage: Option<Arc<UsageLog>>,
 }
 
 impl Resizer {
@@ -181,6 +185,15 @@ impl Resizer {
                 balloon: Bytes(0),
             }),
             vmm_pid: AtomicI32::new(0),
+            usage: None,
+        }
+    }
+
+    /// Each change of the size is written down there.
+    pub fn with_usage(self, usage: Arc<UsageLog>) -> Self {
+        Self {
+            usage: Some(usage),
+            ..self
         }
     }
 
@@ -246,6 +259,14 @@ impl Resizer {
         lock(&self.size).memory = memory.size();
         lock(&self.target).memory = memory.size();
         *lock(&self.held) = memory.held();
+        self.meter();
+    }
+
+    /// The size in force is held from here on.
+    fn meter(&self) {
+        if let Some(usage) = &self.usage {
+            usage.resized(&Moment::now(), self.size(), Bytes(self.resident()));
+        }
     }
 
     /// How the last resize ended.
@@ -371,6 +392,7 @@ impl Resizer {
         let report = cpu.go_to(target, hold, left, timeline);
         lock(&self.size).cpus = report.got;
         lock(&self.target).cpus = report.got;
+        self.meter();
         *lock(&self.vcpus) = cpu.vcpus();
         self.commit_cpus(order, before, target, report.got);
         self.tell_guest(Axis::Cpus, before.milli().into(), report.got.milli().into());
@@ -524,7 +546,7 @@ impl Resizer {
 
     /// Anonymous memory of the vmm that is resident on the host, in bytes, of which all but some
     /// MiB is guest RAM; 0 when there is no vmm.
-    fn resident(&self) -> u64 {
+    pub(crate) fn resident(&self) -> u64 {
         procfs::resident_anonymous(self.vmm_pid.load(Ordering::SeqCst)).unwrap_or(0)
     }
 }

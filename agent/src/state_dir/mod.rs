@@ -6,6 +6,7 @@
 //!               /seed.img       the disk for its cloud-init, while it runs
 //!               /agent.sock  vmm.sock  console.sock  vsock.sock      only while it runs
 //!               /events.jsonl  console.log  agent.log  vmm.log
+//!               /usage.jsonl     what it held: goes on over all launches of the name
 //!               /lock            held by the supervisor as long as it lives
 //! ```
 //!
@@ -109,6 +110,8 @@ pub struct InstancePaths {
     pub console_log: PathBuf,
     /// Events, one JSON object a line.
     pub events: PathBuf,
+    /// What it held, one record a line; kept for the bill whatever else is removed.
+    pub usage: PathBuf,
     /// What the supervisor prints when it runs detached.
     pub agent_log: PathBuf,
     /// What the vmm prints.
@@ -131,6 +134,7 @@ impl InstancePaths {
             channel_socket: dir.join(format!("vsock.sock_{}", concertina_guest::channel::PORT)),
             console_log: dir.join("console.log"),
             events: dir.join("events.jsonl"),
+            usage: dir.join("usage.jsonl"),
             agent_log: dir.join("agent.log"),
             vmm_log: dir.join("vmm.log"),
             lock: dir.join("lock"),
