@@ -72,6 +72,8 @@ fn resize_until(journal: &SharedJournal, name: &str, until: Instant) -> Result<u
     let memory = |mib| InstanceSize {
         cpus: None,
         memory: Some(Bytes::mib(mib)),
+        disk_rate: None,
+        net_rate: None,
     };
     let claim = Claim {
         bounds: PolicyBounds {

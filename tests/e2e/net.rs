@@ -32,7 +32,8 @@ impl Background {
     fn start(line: &str) -> Self {
         let child = Command::new("sh")
             .args(["-c", &format!("exec {line}")])
-            .stdin(Stdio::null())
+            // Open for as long as it runs: nc takes the end of its input for the end of the connection.
+            .stdin(Stdio::piped())
             .spawn()
             .unwrap();
         Self(child)

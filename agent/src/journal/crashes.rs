@@ -257,6 +257,8 @@ fn record(book: &HostBook, what: u8, who: u8) -> Record {
                 after: InstanceSize {
                     cpus: None,
                     memory: Some(Bytes::mib(300 + u64::from(what))),
+                    disk_rate: None,
+                    net_rate: None,
                 },
                 reason: None,
                 at: moment(2),
@@ -267,20 +269,28 @@ fn record(book: &HostBook, what: u8, who: u8) -> Record {
             InstanceSize {
                 cpus: Some(Cpus(500)),
                 memory: None,
+                disk_rate: None,
+                net_rate: None,
             },
             InstanceSize {
                 cpus: Some(Cpus(2000)),
                 memory: None,
+                disk_rate: None,
+                net_rate: None,
             },
         )),
         3 => intent(resize(
             InstanceSize {
                 cpus: None,
                 memory: Some(Bytes::mib(512)),
+                disk_rate: None,
+                net_rate: None,
             },
             InstanceSize {
                 cpus: None,
                 memory: Some(Bytes::mib(256)),
+                disk_rate: None,
+                net_rate: None,
             },
         )),
         4 => Record::Seen { instance, size },

@@ -33,6 +33,8 @@ impl std::fmt::Display for IntentId {
 }
 
 /// What shall be done.
+// One at a time is held, on its way to the disk or back.
+#[allow(clippy::large_enum_variant)]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "snake_case")]
 pub enum Action {
@@ -116,6 +118,8 @@ pub struct Conclusion {
 }
 
 /// One record.
+// One at a time is held, on its way to the disk or back.
+#[allow(clippy::large_enum_variant)]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "record", rename_all = "snake_case")]
 pub enum Record {

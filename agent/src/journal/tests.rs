@@ -49,6 +49,8 @@ fn memory(mib: u64) -> InstanceSize {
     InstanceSize {
         cpus: None,
         memory: Some(Bytes::mib(mib)),
+        disk_rate: None,
+        net_rate: None,
     }
 }
 
@@ -138,6 +140,8 @@ fn what_does_not_fit_is_refused_and_not_written() {
     let cpus = |milli| InstanceSize {
         cpus: Some(Cpus(milli)),
         memory: None,
+        disk_rate: None,
+        net_rate: None,
     };
     let other_axis = Action::Resize {
         before: cpus(500),

@@ -294,6 +294,8 @@ fn what_an_instance_held_is_written_down_and_outlives_it() {
     let usage = || read_chain(&bench.folder().join("usage.jsonl"), "web").unwrap();
     let instance = bench.start();
     let wish = InstanceResize {
+        disk_rate: None,
+        net_rate: None,
         cpus: Some(Cpus(2500)),
         memory: Some(Bytes::mib(512)),
         timeout_ms: None,

@@ -410,10 +410,14 @@ fn one_axis(axis: Axis, value: u64) -> InstanceSize {
         Axis::Cpus => InstanceSize {
             cpus: Some(Cpus(value as u32)),
             memory: None,
+            disk_rate: None,
+            net_rate: None,
         },
         Axis::Memory => InstanceSize {
             cpus: None,
             memory: Some(Bytes(value)),
+            disk_rate: None,
+            net_rate: None,
         },
     }
 }
