@@ -41,7 +41,7 @@ fn a_removed_vcpu_has_a_parked_thread_on_the_host() {
     let pid = instance.vmm_pid();
     let tids = instance.vcpu_tids();
     assert_eq!(tids.len(), 4, "One thread for each possible vCPU");
-    let before = proc::threads(pid);
+    let before = settled_threads(pid);
     instance.resize_applied(&["--cpus", "4"]);
     assert_eq!(shell.online_cpus(), 4);
     instance.resize_applied(&["--cpus", "1"]);
@@ -70,7 +70,7 @@ fn a_removed_vcpu_has_a_parked_thread_on_the_host() {
 fn one_to_sixteen_and_back_twenty_times_leaks_no_thread() {
     let (instance, mut shell) = Launch::new("swing").cpus("1..16").memory("512M").boot();
     let pid = instance.vmm_pid();
-    let before = proc::threads(pid);
+    let before = settled_threads(pid);
     for round in 1..=20 {
         for vcpus in [16, 1] {
             let report = instance.resize_vm(&VmResize {
@@ -97,6 +97,16 @@ fn until_online(shell: &mut Shell, vcpus: u32) {
         STEP_LIMIT,
         || (shell.online_cpus() == u64::from(vcpus)).then_some(()),
     );
+}
+
+/// The threads when no connection to the VM's API, each of which has one, is about to end.
+#[track_caller]
+fn settled_threads(pid: i32) -> Vec<proc::Thread> {
+    until("threads that stay as they are", STEP_LIMIT, || {
+        let seen = proc::threads(pid);
+        std::thread::sleep(Duration::from_millis(500));
+        (proc::threads(pid) == seen).then_some(seen)
+    })
 }
 
 /// A connection to the VM's API has a thread for as long as it lasts, so this may take a moment.

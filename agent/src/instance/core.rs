@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use concertina_api::instance::{
@@ -61,7 +61,7 @@ pub(crate) struct Core {
     pub(super) networks: Networks,
     pub(super) net_programs: NetPrograms,
     /// What the vmm is told; its network interfaces have other descriptors in each life.
-    pub(super) vm: VmSpec,
+    vm: Mutex<VmSpec>,
     pub(super) usage: Arc<UsageLog>,
     /// Set when a resize has ended, or the guest has something urgent to say.
     pub(super) commit_wakeup: Arc<Wakeup>,
@@ -125,7 +125,7 @@ impl Core {
             commit_wakeup,
             networks,
             net_programs: NetPrograms::default(),
-            vm,
+            vm: Mutex::new(vm),
             usage,
             live: Mutex::new(Live {
                 state: InstanceState::Starting,
@@ -147,9 +147,17 @@ impl Core {
         let Some(source) = &self.boot_source else {
             return;
         };
-        if let Err(why) = source.renew(&self.paths, self.policy.bounds.memory.min) {
-            eprintln!("concertina: The guest boots the kernel of before: {why}");
+        let mut vm = self.vm_spec();
+        match source.renew(&mut vm) {
+            Ok(()) => *self.vm.lock().unwrap_or_else(PoisonError::into_inner) = vm,
+            Err(why) => eprintln!("concertina: The guest boots the kernel of before: {why}"),
         }
+    }
+
+    /// What the vmm of the next life is told, but for its network interfaces.
+    pub(super) fn vm_spec(&self) -> VmSpec {
+        let vm = self.vm.lock().unwrap_or_else(PoisonError::into_inner);
+        vm.clone()
     }
 
     /// Takes back a launch that did not come to a running guest.

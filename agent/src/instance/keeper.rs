@@ -137,7 +137,7 @@ impl<'a> Life<'a> {
         let net = core.networks.begin_life()?;
         let told = VmSpec {
             nets: net.specs(),
-            ..core.vm.clone()
+            ..core.vm_spec()
         };
         write_json(spec, &told)?;
         let spawned = VmmProcess::spawn(command, spec, procs, log, &net.descriptors());

@@ -5,12 +5,10 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use concertina_api::Bytes;
 use concertina_api::vm::VmSpec;
 
 use super::{LaunchError, host, images};
 use crate::sentence;
-use crate::state_dir::{InstancePaths, write_json};
 
 /// Kernel and initrd.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,20 +32,18 @@ impl BootSource {
         Self(Arc::new(find))
     }
 
-    /// Writes the files of the next boot into the vmm's words. On error these are as before, and so
-    /// is the guest's kernel.
-    pub(crate) fn renew(&self, paths: &InstancePaths, boot_memory: Bytes) -> Result<(), String> {
+    /// Puts the files of the next boot into the vmm's words. On error these are as before, and so is
+    /// the guest's kernel.
+    pub(crate) fn renew(&self, vm: &mut VmSpec) -> Result<(), String> {
         let said = |error: LaunchError| sentence(&error);
         let files = (self.0)()?;
         let kernel = host::absolute(&files.kernel).map_err(said)?;
         let initrd = files.initrd.as_deref().map(host::absolute).transpose();
         let initrd = initrd.map_err(said)?;
-        images::check(&kernel, initrd.as_deref(), boot_memory).map_err(said)?;
-        let text = std::fs::read(&paths.vm_spec).map_err(|error| error.to_string())?;
-        let mut vm: VmSpec = serde_json::from_slice(&text).map_err(|error| error.to_string())?;
+        images::check(&kernel, initrd.as_deref(), vm.boot_memory).map_err(said)?;
         vm.kernel = kernel;
         vm.initrd = initrd;
-        write_json(&paths.vm_spec, &vm).map_err(|error| sentence(&error))
+        Ok(())
     }
 }
 

@@ -203,13 +203,15 @@ fn a_guest_that_restarts_boots_the_kernel_that_it_has_installed() {
         assert!(Instant::now() < deadline, "{:?}", bench.events());
         std::thread::sleep(Duration::from_millis(20));
     }
-    let vm: VmSpec = serde_json::from_slice(&fs::read(&instance.paths().vm_spec).unwrap()).unwrap();
+    let mut vm: VmSpec =
+        serde_json::from_slice(&fs::read(&instance.paths().vm_spec).unwrap()).unwrap();
     assert_eq!(vm.kernel, installed);
     // One that is no kernel leaves the words of before.
     fs::write(&installed, "no kernel").unwrap();
     let source = bench.spec.boot_source.take().unwrap();
-    let why = source.renew(instance.paths(), Bytes::mib(256)).unwrap_err();
+    let why = source.renew(&mut vm).unwrap_err();
     assert!(why.contains("installed"), "{why}");
+    assert_eq!(vm.kernel, installed);
     instance.stopper().request_stop();
     assert_eq!(instance.supervise().status, 0);
 }

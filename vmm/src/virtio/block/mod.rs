@@ -192,6 +192,7 @@ impl Block {
     /// Begins requests until there are none, or no room, or no tokens, or enough for one turn.
     fn take_requests(&mut self, active: &mut Active) -> Result<(), QueueError> {
         let mut left = TURN_REQUESTS;
+        let mut promised = false;
         loop {
             active.queue.disable_notification(&*active.ram)?;
             // Without room the end of any request brings us back here.
@@ -202,10 +203,17 @@ impl Block {
                 }
                 left -= 1;
                 let request = match self.next_request(active)? {
+                    // What is there and cannot be read never will be: its ring lies in memory that
+                    // was unplugged.
+                    Next::Nothing if promised => return Err(QueueError::InvalidAvailRingIndex),
                     Next::Nothing => break,
-                    Next::Unanswerable => continue,
+                    Next::Unanswerable => {
+                        promised = false;
+                        continue;
+                    }
                     Next::Request(request) => request,
                 };
+                promised = false;
                 if !self.shared.throttle.admit(cost(&request)) {
                     self.waiting = Some(request);
                     return Ok(());
@@ -215,6 +223,7 @@ impl Block {
             if self.free.is_empty() || !active.queue.enable_notification(&*active.ram)? {
                 return Ok(());
             }
+            promised = true;
         }
     }
 
