@@ -149,7 +149,7 @@ impl Connection {
     }
 
     /// Bytes held for the host.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub fn backlog_bytes(&self) -> usize {
         self.backlog.len()
     }

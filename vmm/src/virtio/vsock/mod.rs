@@ -16,6 +16,8 @@
 
 mod connection;
 mod credit;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 mod handshake;
 #[cfg(test)]
 mod model;

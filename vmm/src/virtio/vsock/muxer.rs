@@ -415,7 +415,7 @@ impl Muxer {
     }
 
     /// Bytes that all connections hold for the host.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub fn backlog_bytes(&self) -> usize {
         let connections = self.connections.values();
         connections.map(Connection::backlog_bytes).sum()
