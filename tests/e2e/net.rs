@@ -1,8 +1,11 @@
 //! Network interfaces: what a guest sends and receives, compared on both ends; limits, measured; and
 //! what is left of it on the host. Traffic stays on loopback and on interfaces that are made here.
 
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use concertina_api::net::MacAddr;
@@ -45,6 +48,16 @@ impl Drop for Background {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// Does something with the first connection to a port of [`HOST`]; gives the port.
+fn on_connection<T: Send + 'static>(
+    act: impl FnOnce(TcpStream) -> T + Send + 'static,
+) -> (u16, JoinHandle<T>) {
+    let listener = TcpListener::bind((HOST, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let thread = std::thread::spawn(move || act(listener.accept().unwrap().0));
+    (port, thread)
 }
 
 fn exists(interface: &str) -> bool {
@@ -117,23 +130,18 @@ fn transfer_both_ways(instance: &Instance, shell: &mut Shell, folder: &Path) {
     );
     drop(server);
 
-    let sink = Background::start(&format!("sh -c 'busybox nc -l -p 9000 >{folder}/up'"));
-    until("a listener", STEP_LIMIT, || {
-        // Port 9000 is 2328 in hexadecimal, state 0A is LISTEN.
-        let table = std::fs::read_to_string("/proc/net/tcp").ok()?;
-        let table = table + &std::fs::read_to_string("/proc/net/tcp6").unwrap_or_default();
-        table
-            .lines()
-            .any(|line| line.contains(":2328 ") && line.contains(" 0A "))
-            .then_some(())
+    let (port, upload) = on_connection(|mut connection| {
+        let mut bytes = Vec::new();
+        connection.read_to_end(&mut bytes).map(|_| bytes)
     });
-    shell.run(&format!("nc {HOST} 9000 </tmp/down"));
-    let up = format!("{folder}/up");
-    until("all of an upload", STEP_LIMIT, || {
-        (std::fs::metadata(&up).ok()?.len() == 16 * MIB).then_some(())
-    });
-    drop(sink);
-    assert_eq!(digest(&host(&format!("sha256sum {up}"))), digest(&got));
+    shell.run(&format!("nc {HOST} {port} </tmp/down"));
+    let up = upload.join().unwrap().unwrap();
+    let down = std::fs::read(format!("{folder}/down")).unwrap();
+    assert_eq!(up.len(), down.len());
+    assert!(
+        up == down,
+        "what was sent back differs from what was received"
+    );
 
     let after = instance.vm().nets[0].clone();
     assert!(after.rx.bytes - before.rx.bytes > 16 * MIB, "{after:?}");
@@ -157,10 +165,12 @@ fn transfer_both_ways(instance: &Instance, shell: &mut Shell, folder: &Path) {
 /// Limits hold, and change while the traffic goes on.
 fn limits(instance: &Instance, shell: &mut Shell) {
     let change = |rate: &str| instance.resize_applied(&["--net-rate", rate]);
-    let source = Background::start("sh -c 'busybox nc -l -p 9001 </dev/zero'");
-    std::thread::sleep(Duration::from_millis(300));
+    let (port, source) = on_connection(|mut connection| {
+        let zeroes = vec![0; MIB as usize];
+        while connection.write_all(&zeroes).is_ok() {}
+    });
     shell.run(&format!(
-        "nc {HOST} 9001 >/dev/null 2>&1 </dev/null & sleep 1"
+        "nc {HOST} {port} >/dev/null 2>&1 </dev/zero & sleep 1"
     ));
     change("rx=2M");
     std::thread::sleep(Duration::from_secs(1));
@@ -176,14 +186,16 @@ fn limits(instance: &Instance, shell: &mut Shell) {
         speed(instance, Duration::from_secs(4)).0,
         5.0,
     );
-    drop(source);
-    shell.run("busybox killall nc; true");
+    shell.run("busybox killall nc");
+    source.join().unwrap();
 
     change("tx=3M");
-    let sink = Background::start("sh -c 'busybox nc -l -p 9002 >/dev/null'");
-    std::thread::sleep(Duration::from_millis(300));
+    let (port, sink) = on_connection(|mut connection| {
+        let mut chunk = vec![0; MIB as usize];
+        while connection.read(&mut chunk).is_ok_and(|len| len > 0) {}
+    });
     shell.run(&format!(
-        "nc {HOST} 9002 </dev/zero >/dev/null 2>&1 & sleep 1"
+        "nc {HOST} {port} </dev/zero >/dev/null 2>&1 & sleep 1"
     ));
     assert_near(
         "from the guest",
@@ -194,8 +206,8 @@ fn limits(instance: &Instance, shell: &mut Shell) {
     std::thread::sleep(Duration::from_secs(1));
     let free = speed(instance, Duration::from_secs(2)).1 / MIB as f64;
     assert!(free > 4.5, "without a limit: {free:.2} MiB/s");
-    drop(sink);
-    shell.run("busybox killall nc; true");
+    shell.run("busybox killall nc");
+    sink.join().unwrap();
     let net = instance.vm().nets[0].clone();
     assert!(net.rx.throttled > 0 && net.tx.throttled > 0, "{net:?}");
     let refused = instance.resize(&["--net-rate", "7.rx=1M"]);
