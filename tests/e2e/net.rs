@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use concertina_api::net::MacAddr;
 
-use crate::support::{Instance, Launch, MIB, STEP_LIMIT, Shell, concertina, until};
+use crate::support::{Instance, Launch, MIB, STEP_LIMIT, Shell, alone, concertina, until};
 
 /// Documentation addresses (RFC 5737): nobody's.
 const HOST: &str = "192.0.2.1";
@@ -216,6 +216,7 @@ fn limits(instance: &Instance, shell: &mut Shell) {
 
 #[test]
 fn a_tap_interface_carries_frames_within_limits_and_goes_with_its_instance() {
+    let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
     host("busybox tunctl -t kept0 >/dev/null");
     let nets = [
