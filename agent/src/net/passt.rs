@@ -23,7 +23,7 @@ pub const PROGRAM: &str = "passt";
 /// As whom it runs when we are root, which it refuses to be: nobody, by numbers, which every host has.
 const NOBODY: &str = "65534:65534";
 /// How long it may take until it serves. Longer than that it is not waited for.
-const READY_TIMEOUT: Duration = Duration::from_secs(3);
+const READY_TIMEOUT: Duration = Duration::from_secs(10);
 const READY_PAUSE: Duration = Duration::from_millis(2);
 
 /// Where the program is.
