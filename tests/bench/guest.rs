@@ -1,6 +1,6 @@
 //! The guest's side: a shell over the console socket, and a watch that says when a size is seen.
 //!
-//! The watch is a loop of shell built-ins that starts no process: every 5 ms it reads the online
+//! The watch is a loop of shell built-ins that starts no process: once a period it reads the online
 //! processors and the total memory, and prints them when they differ from before.
 
 use std::io::{Read, Write};
@@ -17,7 +17,7 @@ const STEP_LIMIT: Duration = Duration::from_secs(60);
 
 const WATCH: &str = "mkfifo /w; (exec 9<>/w; c=; m=; while :; do read n </sys/devices/system/cpu/online; \
                      read a b d </proc/meminfo; [ \"$n$b\" = \"$c$m\" ] || { c=$n; m=$b; echo \"@w $n $b.\"; }; \
-                     read -t 0.005 x <&9; done) &";
+                     read -t @PERIOD x <&9; done) &";
 
 #[derive(Default)]
 struct Output {
@@ -92,10 +92,11 @@ impl Guest {
         Ok(guest)
     }
 
-    /// The same, and starts the watch.
-    pub fn watched(console: &Path) -> Result<Self> {
+    /// The same, and starts the watch, which looks once a `period`.
+    pub fn watched(console: &Path, period: Duration) -> Result<Self> {
         let mut guest = Self::connect(console)?;
-        guest.type_line(WATCH)?;
+        let period = format!("{:.3}", period.as_secs_f64());
+        guest.type_line(&WATCH.replace("@PERIOD", &period))?;
         guest.wait_for_size("the watch in the guest", 0, |_| true)?;
         Ok(guest)
     }

@@ -21,6 +21,8 @@ const MIB: u64 = 1 << 20;
 const LIMIT: Duration = Duration::from_secs(60);
 /// Polled on the host; far below what is measured.
 const POLL: Duration = Duration::from_millis(2);
+/// The guest's watch; far below what is measured, too.
+const WATCH: Duration = Duration::from_millis(5);
 
 const BOOT_MIB: u64 = 256;
 const GROWN_MIB: u64 = 768;
@@ -79,7 +81,7 @@ fn ms(since: Instant) -> f64 {
 
 /// Rounds of vCPU and memory resizes.
 fn sizes<M: Machine + Sync>(machine: &M, rounds: usize, results: &mut Results) -> Result<()> {
-    let mut guest = Guest::watched(&machine.console())?;
+    let mut guest = Guest::watched(&machine.console(), WATCH)?;
     let (mut more_cpu, mut less_cpu, mut more_memory, mut less_memory) =
         (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     guest.run("mkdir -p /held; mount -t tmpfs -o size=95% held /held")?;
@@ -174,7 +176,7 @@ fn shrink<M: Machine + Sync>(machine: &M, guest: &Guest) -> Result<f64> {
 
 /// Rounds of inflating by 512 MiB, most of which the guest has touched before.
 fn balloon<M: Machine + Sync>(machine: &M, rounds: usize, results: &mut Results) -> Result<()> {
-    let mut guest = Guest::watched(&machine.console())?;
+    let mut guest = Guest::watched(&machine.console(), WATCH)?;
     let (mut inflated, mut deflated) = (Vec::new(), Vec::new());
     guest.run("mkdir -p /held; mount -t tmpfs -o size=95% held /held")?;
     for _ in 0..rounds {

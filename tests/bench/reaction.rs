@@ -14,6 +14,8 @@ use crate::ours::Ours;
 use crate::report::Results;
 
 const ROUNDS: usize = 5;
+/// Seldom enough that the watch itself is no load.
+const WATCH: Duration = Duration::from_millis(50);
 
 /// Loads an instance whose rule is to grow when busy for one second; it is made small by hand again.
 pub fn measure(options: &Options, results: &mut Results) -> Result<()> {
@@ -23,7 +25,7 @@ pub fn measure(options: &Options, results: &mut Results) -> Result<()> {
         "set reversals_per_hour 1000",
     ];
     let ours = Ours::launch(options, "1..2", "256M", &rules)?;
-    let mut guest = Guest::watched(&ours.console())?;
+    let mut guest = Guest::watched(&ours.console(), WATCH)?;
     let mut took = Vec::new();
     for _ in 0..ROUNDS {
         let mark = guest.mark();
