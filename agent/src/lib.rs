@@ -12,6 +12,7 @@ pub mod launch;
 pub mod plan;
 pub mod policy;
 mod poll;
+pub mod replay;
 pub mod resize;
 mod sentence;
 pub mod signals;

@@ -415,6 +415,12 @@ impl Policy {
         }
     }
 
+    /// The shortest time between the datapoints of any rule, in milliseconds: how often to look.
+    pub fn shortest_period_ms(&self) -> u64 {
+        let periods = self.rules.iter().map(|rule| self.datapoints(rule).period_ms);
+        periods.min().unwrap_or(self.period_ms)
+    }
+
     /// What a datapoint without a value counts as for this rule.
     pub fn missing(&self, rule: &Rule) -> Missing {
         match rule {

@@ -409,11 +409,7 @@ fn resting(policy: &Policy) -> Vec<ThresholdStatus> {
 
 /// The time between two looks: the shortest period of any rule.
 fn tick(policy: &Policy) -> Duration {
-    let periods = policy
-        .rules
-        .iter()
-        .map(|rule| policy.datapoints(rule).period_ms);
-    Duration::from_millis(periods.min().unwrap_or(policy.period_ms)).max(LEAST_TICK)
+    Duration::from_millis(policy.shortest_period_ms()).max(LEAST_TICK)
 }
 
 fn sampler_of(proc: &Path, seen: &VmDescription, group: &Path) -> Sampler {
