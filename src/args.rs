@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{completions, console, doctor, events, image, ps, resize, run, status, stop};
+use crate::commands::{completions, console, doctor, events, image, ps, replay, resize, run, status, stop};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -55,6 +55,8 @@ pub enum Command {
     Doctor(doctor::Args),
     /// Build or fetch the default guest: kernel and initramfs
     Image(image::Args),
+    /// Replay a recorded load against a policy and others' ways to scale
+    Replay(replay::Args),
     /// Print a completion script for a shell
     Completions(completions::Args),
 }

@@ -12,6 +12,7 @@ mod api;
 mod core;
 mod keeper;
 mod news;
+mod recommend;
 mod stop;
 mod watch;
 

@@ -14,11 +14,12 @@ use std::time::{Duration, Instant};
 
 use concertina_api::event::EventKind;
 use concertina_api::instance::{InstanceState, ThresholdStatus};
-use concertina_api::policy::{Axis, Direction, Metric, Policy, Rule};
+use concertina_api::policy::{Axis, Direction, Metric, Mode, Policy, Rule};
 use concertina_api::vm::{RunState, VmDescription};
 
 use super::core::Core;
 use super::news::News;
+use super::recommend::Recommendations;
 use crate::plan::memory::Held as HeldMemory;
 use crate::policy::{Decision, MemoryShort, Observations, PolicyState, Size, Wish, decide};
 use crate::poll::{self, Wakeup};
@@ -99,6 +100,7 @@ struct Watcher {
     cpus: Option<Running>,
     memory: Option<Running>,
     news: News,
+    recommendations: Recommendations,
     began: Instant,
     guest_is_up: bool,
     is_braked: bool,
@@ -127,6 +129,7 @@ impl Watcher {
             cpus: None,
             memory: None,
             news: News::default(),
+            recommendations: Recommendations::default(),
             began: Instant::now(),
             guest_is_up: false,
             is_braked: false,
@@ -202,7 +205,10 @@ impl Watcher {
         let (state, decision) = decide(&self.policy, &self.state, &seen, &size, now_ms);
         self.state = state;
         self.report(&decision, &size);
-        self.act(decision, &seen);
+        match self.policy.mode {
+            Mode::Act => self.act(decision, &seen),
+            Mode::Recommend => self.recommend(&decision, &size),
+        }
     }
 
     /// Whether the guest has come so far that it can be resized. Before that its rules rest: a
@@ -304,6 +310,14 @@ impl Watcher {
             let (order, direction) = order(wish, |order, target| order.memory = Some(target));
             self.memory = self.carry_out(order, direction);
         }
+    }
+
+    /// Says what was decided, and does nothing.
+    fn recommend(&mut self, decision: &Decision, size: &Size) {
+        for event in self.recommendations.of(decision, size) {
+            self.core.events.append(event);
+        }
+        self.core.set_recommended(self.recommendations.size());
     }
 
     fn carry_out(&self, order: Order, direction: Direction) -> Option<Running> {
