@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{completions, console, doctor, events, image, ps, replay, resize, run, status, stop};
+use crate::commands::{
+    completions, console, doctor, events, image, ps, replay, resize, run, status, stop,
+};
 
 const EXAMPLES: &str = "\
 Examples:

@@ -432,7 +432,10 @@ impl Policy {
 
     /// The shortest time between the datapoints of any rule, in milliseconds: how often to look.
     pub fn shortest_period_ms(&self) -> u64 {
-        let periods = self.rules.iter().map(|rule| self.datapoints(rule).period_ms);
+        let periods = self
+            .rules
+            .iter()
+            .map(|rule| self.datapoints(rule).period_ms);
         periods.min().unwrap_or(self.period_ms)
     }
 

@@ -6,13 +6,16 @@ mod report;
 mod table;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 use anyhow::Context;
 use concertina_agent::replay::{
     Actuation, Baseline, Demand, Interpolation, Live, Machine, Scene, Trace, TraceOptions,
     read_trace, run as replay,
 };
-use concertina_api::policy::step::{CPU_STEP, MEMORY_STEP, round_up};
+use concertina_api::policy::check::MIN_CPUS;
+use concertina_api::policy::step::{MEMORY_STEP, round_up};
 use concertina_api::policy::{Axis, Mode, Policy, PolicyError, PolicyFile, Sources};
 use concertina_api::{Bounds, Bytes, Cpus};
 
@@ -44,7 +47,7 @@ size take what --actuation says; by default the medians that the README's table 
   memory-up=422ms    growth
   memory-down=681ms  one probe step of a shrink
 
-Bounds are the policy's, or --cpus and --memory; without either, a sixteenth of the trace's machine
+Bounds are the policy's, or --cpus and --memory; without either, an eighth of the trace's machine
 up to all of it. All start at the lower bounds, and all have the same bounds.
 
 Baselines: static (99.5th percentile and a fifth), hoster (rules over minutes), load-average
@@ -60,7 +63,7 @@ results [{name, cpu, memory}]}], total [{name, cpu, memory}]. Sizes are CPUs and
 const CPUS: f64 = 4.0;
 const MEMORY: f64 = (4 * Bytes::GIB) as f64;
 /// Lower bounds that nobody gave are this part of the machine.
-const LOWER_PART: u64 = 16;
+const LOWER_PART: u64 = 8;
 
 /// Arguments of `replay`.
 #[derive(Debug, clap::Args)]
@@ -164,22 +167,7 @@ fn machine_memory(text: &str) -> Result<Bytes, String> {
 /// Replays each trace and prints the scores.
 pub fn run(args: &Args) -> anyhow::Result<i32> {
     let file = policy::read(&args.policy)?;
-    let mut baselines: Vec<Baseline> = Vec::new();
-    for baseline in args.baseline.iter().flat_map(|Baselines(some)| some) {
-        if !baselines.contains(baseline) {
-            baselines.push(*baseline);
-        }
-    }
-    // All that was typed is looked at before the first replay, which takes a while.
-    let loads = args
-        .trace
-        .iter()
-        .map(|path| Load::read(args, &file, path))
-        .collect::<anyhow::Result<Vec<Load>>>()?;
-    let traces = loads
-        .iter()
-        .map(|load| load.replay(args, &baselines))
-        .collect();
+    let traces = replay_all(args, &file)?;
     let report = Report::new(args.actuation, args.interpolate, traces);
     if let Some(path) = &args.svg {
         std::fs::write(path, chart::draw(&report))
@@ -191,6 +179,53 @@ pub fn run(args: &Args) -> anyhow::Result<i32> {
         output::line(&table::text(&report))?;
     }
     Ok(0)
+}
+
+fn replay_all(args: &Args, file: &PolicyFile) -> anyhow::Result<Vec<TraceReport>> {
+    let mut baselines: Vec<Baseline> = Vec::new();
+    for baseline in args.baseline.iter().flat_map(|Baselines(some)| some) {
+        if !baselines.contains(baseline) {
+            baselines.push(*baseline);
+        }
+    }
+    // All that was typed is looked at before the first replay, which takes a while.
+    let loads = args
+        .trace
+        .iter()
+        .map(|path| Load::read(args, file, path))
+        .collect::<anyhow::Result<Vec<Load>>>()?;
+    in_parallel(&loads, |load| load.replay(args, &baselines))
+}
+
+/// Works on each item with as many threads as there are processors; the results are in the items'
+/// order.
+fn in_parallel<T: Sync, R: Send>(
+    items: &[T],
+    work: impl Fn(&T) -> R + Sync,
+) -> anyhow::Result<Vec<R>> {
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    let next = AtomicUsize::new(0);
+    let worker = || {
+        let mut done = Vec::new();
+        loop {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            match items.get(at) {
+                Some(item) => done.push((at, work(item))),
+                None => return done,
+            }
+        }
+    };
+    let done = thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads.min(items.len()))
+            .map(|_| scope.spawn(worker))
+            .collect();
+        let ended = workers.into_iter().map(|worker| worker.join());
+        ended.collect::<Result<Vec<_>, _>>()
+    });
+    let done = done.map_err(|_| anyhow::anyhow!("A replay has failed"))?;
+    let mut done: Vec<(usize, R)> = done.into_iter().flatten().collect();
+    done.sort_by_key(|(at, _)| *at);
+    Ok(done.into_iter().map(|(_, result)| result).collect())
 }
 
 /// A trace with the instance that is put under its load.
@@ -276,11 +311,10 @@ fn machine(args: &Args, trace: &Trace, given: Given) -> Machine {
 
 fn default_cpus(machine: &Machine) -> Bounds<Cpus> {
     // Casts from floating point saturate.
-    let max = ((machine.cpus * 1000.0).round() as u32).max(CPU_STEP as u32);
-    let min = max / LOWER_PART as u32;
+    let max = Cpus((machine.cpus * 1000.0).round() as u32).max(MIN_CPUS);
     Bounds {
-        min: Cpus(min.max(CPU_STEP as u32)),
-        max: Cpus(max),
+        min: Cpus(max.milli() / LOWER_PART as u32).max(MIN_CPUS),
+        max,
     }
 }
 
@@ -306,3 +340,6 @@ fn read_policy(
     policy.check(&Sources::all()).map_err(usage)?;
     Ok(policy)
 }
+
+#[cfg(test)]
+mod tests;

@@ -40,7 +40,12 @@ impl Recommendations {
         };
         let events = [
             news(&mut self.cpus, decision.cpus.as_ref(), size.cpus, cpus),
-            news(&mut self.memory, decision.memory.as_ref(), size.memory, memory),
+            news(
+                &mut self.memory,
+                decision.memory.as_ref(),
+                size.memory,
+                memory,
+            ),
         ];
         events.into_iter().flatten().collect()
     }

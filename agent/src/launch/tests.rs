@@ -490,10 +490,10 @@ fn a_policy_that_recommends_reports_and_resizes_nothing() {
     assert_eq!(status.last_resize, None);
     assert_eq!(status.cpus.target, Cpus(500));
     let events = bench.events();
-    let recommended = events
-        .iter()
-        .any(|event| matches!(event, EventKind::Recommended { cause, recommended, .. }
-            if cause.starts_with("cpu > 30%") && recommended.cpus == Some(Cpus(900))));
+    let recommended = events.iter().any(|event| {
+        matches!(event, EventKind::Recommended { cause, recommended, .. }
+            if cause.starts_with("cpu > 30%") && recommended.cpus == Some(Cpus(900)))
+    });
     assert!(recommended, "{events:?}");
     let resized = |event: &EventKind| matches!(event, EventKind::Resized { .. });
     assert!(!events.iter().any(resized), "{events:?}");

@@ -67,9 +67,9 @@ impl FromStr for Actuation {
     fn from_str(text: &str) -> Result<Self, String> {
         let mut times = Self::default();
         for part in text.split(',').map(str::trim).filter(|p| !p.is_empty()) {
-            let (name, value) = part
-                .split_once('=')
-                .ok_or_else(|| format!("'{part}' is not of the form NAME=TIME, like cpu-up=225ms"))?;
+            let (name, value) = part.split_once('=').ok_or_else(|| {
+                format!("'{part}' is not of the form NAME=TIME, like cpu-up=225ms")
+            })?;
             let time = humantime::parse_duration(value.trim())
                 .ok()
                 .filter(|time| *time <= MOST)

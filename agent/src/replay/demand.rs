@@ -107,10 +107,16 @@ impl Demand {
         let after = self.spans.partition_point(|span| span.from_ms <= now_ms);
         let next = self.spans.get(after);
         let Some(span) = after.checked_sub(1).and_then(|at| self.spans.get(at)) else {
-            return (Wanted::default(), next.map_or(u64::MAX, |next| next.from_ms));
+            return (
+                Wanted::default(),
+                next.map_or(u64::MAX, |next| next.from_ms),
+            );
         };
         if now_ms >= span.until_ms {
-            return (Wanted::default(), next.map_or(u64::MAX, |next| next.from_ms));
+            return (
+                Wanted::default(),
+                next.map_or(u64::MAX, |next| next.from_ms),
+            );
         }
         match (self.interpolation, next) {
             (Interpolation::Linear, Some(next)) if next.from_ms == span.until_ms => {
@@ -122,7 +128,9 @@ impl Demand {
 
     /// Known samples of one axis, in the axis's smallest unit.
     pub fn values(&self, axis: Axis) -> impl Iterator<Item = u64> {
-        self.spans.iter().filter_map(move |span| span.wanted.of(axis))
+        self.spans
+            .iter()
+            .filter_map(move |span| span.wanted.of(axis))
     }
 }
 

@@ -76,12 +76,7 @@ struct Meter {
 }
 
 impl Instance {
-    pub(super) fn new(
-        bounds: PolicyBounds,
-        first: Size,
-        times: Actuation,
-        hold_ms: u64,
-    ) -> Self {
+    pub(super) fn new(bounds: PolicyBounds, first: Size, times: Actuation, hold_ms: u64) -> Self {
         let cpus = bounds.cpus.clamp(first.cpus);
         Self {
             bounds,
@@ -133,7 +128,10 @@ impl Instance {
             let load = meter.load1.unwrap_or(0.0);
             meter.load1 = Some(cpus as f64 + (load - cpus as f64) * decay);
         }
-        if wanted.memory.is_some_and(|memory| memory > had.memory.get()) {
+        if wanted
+            .memory
+            .is_some_and(|memory| memory > had.memory.get())
+        {
             meter.stalls += 1;
         }
     }
@@ -421,7 +419,10 @@ mod tests {
         assert!((seen.load1.unwrap() - 3.0 * (1.0 - (-1.0f64 / 60.0).exp())).abs() < 1e-9);
         instance.pass(Wanted::default(), 1000);
         let seen = instance.look();
-        assert_eq!((seen.cpus_used, seen.load1, seen.memory_used), (None, None, None));
+        assert_eq!(
+            (seen.cpus_used, seen.load1, seen.memory_used),
+            (None, None, None)
+        );
         assert!(!seen.memory_short);
     }
 

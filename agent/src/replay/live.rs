@@ -4,12 +4,15 @@ use concertina_api::Bytes;
 use concertina_api::policy::{Axis, Direction, Metric, Policy, Rule};
 
 use super::scaler::{Ended, Order, Scaler, Seen};
-use crate::policy::{MemoryShort, Observations, PolicyState, Sample, Size, decide};
+use crate::policy::{
+    MemoryShort, Observations, PolicyState, Sample, Size, decide_in_place, rule_texts,
+};
 
 /// An instance's policy at work.
 #[derive(Debug)]
 pub struct Live {
     policy: Policy,
+    texts: Vec<String>,
     state: PolicyState,
     /// The rules behind the changes under way.
     causes: Vec<(Axis, Direction, Vec<String>)>,
@@ -19,6 +22,7 @@ impl Live {
     /// Under a policy that was checked.
     pub fn new(policy: Policy) -> Self {
         Self {
+            texts: rule_texts(&policy),
             policy,
             state: PolicyState::default(),
             causes: Vec::new(),
@@ -65,8 +69,14 @@ impl Scaler for Live {
 
     fn look(&mut self, seen: &Seen, size: &Size, now_ms: u64) -> Order {
         let observed = self.observe(seen, size, now_ms);
-        let (state, decision) = decide(&self.policy, &self.state, &observed, size, now_ms);
-        self.state = state;
+        let decision = decide_in_place(
+            &self.policy,
+            &self.texts,
+            &mut self.state,
+            &observed,
+            size,
+            now_ms,
+        );
         let mut order = Order {
             careful: true,
             ..Order::default()
@@ -82,7 +92,8 @@ impl Scaler for Live {
         if let Some(wish) = wish {
             let Bytes(target) = wish.target;
             order.memory = Some(target);
-            self.causes.push((Axis::Memory, wish.direction, wish.causes));
+            self.causes
+                .push((Axis::Memory, wish.direction, wish.causes));
         }
         order
     }

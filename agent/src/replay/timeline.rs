@@ -96,15 +96,18 @@ mod tests {
     #[test]
     fn what_passes_is_spread_over_the_columns() {
         let mut timeline = Timeline::new(COLUMNS as u64 * 1000);
-        let wanted = |cpus| Wanted {
-            cpus,
-            memory: None,
-        };
+        let wanted = |cpus| Wanted { cpus, memory: None };
         timeline.pass(wanted(Some(3000)), &size(1000, 5), 0, 1500);
         timeline.pass(wanted(None), &size(2000, 5), 1500, 2000);
         let cpus = timeline.of(Axis::Cpus);
-        assert_eq!((cpus[0].wanted(), cpus[0].held()), (Some(3000.0), Some(1000.0)));
-        assert_eq!((cpus[1].wanted(), cpus[1].held()), (Some(3000.0), Some(1500.0)));
+        assert_eq!(
+            (cpus[0].wanted(), cpus[0].held()),
+            (Some(3000.0), Some(1000.0))
+        );
+        assert_eq!(
+            (cpus[1].wanted(), cpus[1].held()),
+            (Some(3000.0), Some(1500.0))
+        );
         assert_eq!((cpus[1].short, cpus[2].held()), (2000, None));
         assert_eq!(timeline.of(Axis::Memory)[0].wanted(), None);
     }

@@ -138,7 +138,9 @@ impl Trace {
 pub fn read_trace(text: &str, options: &TraceOptions) -> Result<Trace, TraceError> {
     let head = text.trim_start_matches('\u{feff}');
     let first_line = head.lines().next().unwrap_or_default();
-    let delimiter = [';', ',', '\t'].into_iter().find(|c| first_line.contains(*c));
+    let delimiter = [';', ',', '\t']
+        .into_iter()
+        .find(|c| first_line.contains(*c));
     let unknown = || TraceError::Columns(first_line.chars().take(120).collect());
     let mut reader = csv::ReaderBuilder::new()
         .delimiter(delimiter.ok_or_else(unknown)? as u8)
@@ -150,7 +152,11 @@ pub fn read_trace(text: &str, options: &TraceOptions) -> Result<Trace, TraceErro
             .iter()
             .position(|have| have.eq_ignore_ascii_case(name))
     };
-    let mut trace = match (column("timestamp"), column("value"), Bitbrains::find(&column)) {
+    let mut trace = match (
+        column("timestamp"),
+        column("value"),
+        Bitbrains::find(&column),
+    ) {
         (Some(time), Some(value), _) => read_plain(&mut reader, (time, value), options)?,
         (_, _, Some(columns)) => columns.read(&mut reader)?,
         _ => return Err(unknown()),
@@ -390,8 +396,15 @@ Memory capacity provisioned [KB];\tMemory usage [KB];\tDisk read throughput [KB/
         assert_eq!(trace.step_ms, 300_000);
         assert_eq!(trace.samples[1].at_ms, 300_000);
         assert_eq!(trace.samples[0].cpu_percent, Some(12.5));
-        assert_eq!((trace.has(Axis::Cpus), trace.has(Axis::Memory)), (true, false));
-        assert!(trace.notes[0].starts_with("1 of 2 samples"), "{:?}", trace.notes);
+        assert_eq!(
+            (trace.has(Axis::Cpus), trace.has(Axis::Memory)),
+            (true, false)
+        );
+        assert!(
+            trace.notes[0].starts_with("1 of 2 samples"),
+            "{:?}",
+            trace.notes
+        );
     }
 
     #[test]
@@ -405,7 +418,10 @@ Memory capacity provisioned [KB];\tMemory usage [KB];\tDisk read throughput [KB/
     #[test]
     fn a_vm_of_bitbrains_is_read_with_any_separator_and_measured_by_its_largest_size() {
         let trace = read(BITBRAINS).unwrap();
-        assert_eq!((trace.cpus, trace.memory_bytes), (Some(2.0), Some(2e9 * 1.073741824)));
+        assert_eq!(
+            (trace.cpus, trace.memory_bytes),
+            (Some(2.0), Some(2e9 * 1.073741824))
+        );
         let shares: Vec<_> = trace
             .samples
             .iter()
@@ -436,7 +452,11 @@ Memory capacity provisioned [KB];\tMemory usage [KB];\tDisk read throughput [KB/
     #[test]
     fn what_is_empty_or_no_number_is_unknown() {
         let trace = read("timestamp,value\n0,5\n300,\n600,NaN\n900,7\n").unwrap();
-        let known: Vec<_> = trace.samples.iter().map(|s| s.cpu_percent.is_some()).collect();
+        let known: Vec<_> = trace
+            .samples
+            .iter()
+            .map(|s| s.cpu_percent.is_some())
+            .collect();
         assert_eq!(known, [true, false, false, true]);
     }
 
@@ -450,7 +470,10 @@ Memory capacity provisioned [KB];\tMemory usage [KB];\tDisk read throughput [KB/
             ("timestamp,value\n1,2\n2,inf\n", vec!["Line 3", "'inf'"]),
             ("timestamp,value\n1,2\n2,x\n", vec!["Line 3", "'x'"]),
             ("timestamp,value\n2,2\n2,3\n", vec!["Line 3", "later"]),
-            ("timestamp,value\nsoon,2\n", vec!["Line 2", "timestamp 'soon'"]),
+            (
+                "timestamp,value\nsoon,2\n",
+                vec!["Line 2", "timestamp 'soon'"],
+            ),
             ("timestamp,value\n1,2\n2,3,4\n", vec!["line: 3", "3 fields"]),
             ("timestamp,value\n1,\n2,nan\n", vec!["No value"]),
         ] {

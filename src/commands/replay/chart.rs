@@ -35,7 +35,11 @@ pub fn draw(report: &Report) -> String {
          <text x=\"{LEFT}\" y=\"26\" font-size=\"17\" font-weight=\"bold\">Replay of recorded \
          loads</text>\n"
     );
-    let legend = [("wanted", WANTED), ("held", HELD), ("short, at most", SHORT)];
+    let legend = [
+        ("wanted", WANTED),
+        ("held", HELD),
+        ("short, at most", SHORT),
+    ];
     for (index, (name, color)) in legend.into_iter().enumerate() {
         let x = LEFT + 130.0 * index as f64;
         let _ = writeln!(

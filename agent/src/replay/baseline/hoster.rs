@@ -114,9 +114,8 @@ impl Scaler for Hoster {
     }
 
     fn look(&mut self, seen: &Seen, size: &Size, now_ms: u64) -> Order {
-        let next = |panel: &mut Panel, axis| {
-            panel.next(seen.percent(axis, size), size.of(axis), now_ms)
-        };
+        let next =
+            |panel: &mut Panel, axis| panel.next(seen.percent(axis, size), size.of(axis), now_ms);
         Order {
             cpus: next(&mut self.cpus, Axis::Cpus),
             memory: next(&mut self.memory, Axis::Memory),

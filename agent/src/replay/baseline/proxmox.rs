@@ -47,8 +47,10 @@ impl Scaler for Proxmox {
     fn look(&mut self, _seen: &Seen, size: &Size, _now_ms: u64) -> Order {
         let size = size.memory.get();
         let memory = (size.abs_diff(self.goal) > LEAST_CHANGE).then(|| {
-            self.goal
-                .clamp(size.saturating_sub(MOST_CHANGE), size.saturating_add(MOST_CHANGE))
+            self.goal.clamp(
+                size.saturating_sub(MOST_CHANGE),
+                size.saturating_add(MOST_CHANGE),
+            )
         });
         Order {
             memory,

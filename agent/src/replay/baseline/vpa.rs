@@ -214,7 +214,11 @@ impl Scaler for Vpa {
             let had = size.of(Axis::Memory);
             let least = had.saturating_add(OOM_LEAST) as f64;
             let wanted = (had as f64 * OOM_RATIO).max(least);
-            let value = if seen.memory_short { wanted } else { used as f64 };
+            let value = if seen.memory_short {
+                wanted
+            } else {
+                used as f64
+            };
             self.learn_memory(value, now_ms);
             self.memory.samples += 1;
             self.memory.began_ms.get_or_insert(now_ms);
@@ -260,7 +264,10 @@ mod tests {
         for days in [0, 1, 2, 300] {
             histogram.add(if days < 300 { 100.0 } else { 1000.0 }, days * day);
         }
-        assert!(histogram.percentile(0.01) > 900.0, "what is old is forgotten");
+        assert!(
+            histogram.percentile(0.01) > 900.0,
+            "what is old is forgotten"
+        );
         let mut histogram = Histogram::new(10.0);
         histogram.add(100.0, 0);
         histogram.add(1000.0, day);
