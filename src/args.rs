@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    completions, console, doctor, events, image, ps, resize, run, status, stop, usage,
+    completions, console, doctor, events, image, ps, replay, resize, run, status, stop, usage,
 };
 
 const EXAMPLES: &str = "\
@@ -59,6 +59,8 @@ pub enum Command {
     Doctor(doctor::Args),
     /// Build, import and inspect disk images; build the default guest's kernel and initramfs
     Image(image::Args),
+    /// Replay a recorded load against a policy and others' ways to scale
+    Replay(replay::Args),
     /// Print a completion script for a shell
     Completions(completions::Args),
 }

@@ -10,6 +10,7 @@ mod failure;
 mod follow;
 mod guest;
 mod output;
+mod policy;
 mod poll;
 mod progress;
 mod pump;
@@ -58,6 +59,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<i32> {
         Command::Stop(args) => commands::stop::run(&args, &state()?),
         Command::Doctor(args) => commands::doctor::run(&args),
         Command::Image(args) => commands::image::run(&args),
+        Command::Replay(args) => commands::replay::run(&args),
         Command::Completions(args) => commands::completions::run(&args),
     }
 }

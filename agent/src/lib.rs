@@ -17,6 +17,7 @@ pub mod net;
 pub mod plan;
 pub mod policy;
 mod poll;
+pub mod replay;
 pub mod resize;
 mod sentence;
 pub mod signals;

@@ -62,6 +62,19 @@ pub enum EventKind {
         /// Why not.
         why: String,
     },
+    /// What the rules want in a policy with `mode = "recommend"`: another size than before, or
+    /// another cause for it. Nothing is done.
+    Recommended {
+        /// The rules that want it.
+        cause: String,
+        /// Why this size: clamps, rounding, what won over what.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        note: Option<String>,
+        /// The present size.
+        present: InstanceSize,
+        /// The size that it would be resized to.
+        recommended: InstanceSize,
+    },
     /// The guest killed programs, or stalled, for want of memory.
     GuestMemoryShort {
         /// The evidence.

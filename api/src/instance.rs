@@ -159,6 +159,9 @@ pub struct InstanceStatus {
     pub guest: Option<GuestStatus>,
     /// The last resize, by hand or by threshold.
     pub last_resize: Option<ResizeReport<InstanceSize>>,
+    /// The size that its rules want, where its policy only recommends; absent: the present one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recommended: Option<InstanceSize>,
     /// Its thresholds.
     pub thresholds: Vec<ThresholdStatus>,
 }

@@ -170,6 +170,17 @@ pub enum Missing {
     Ignore,
 }
 
+/// What becomes of decisions.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// They are carried out.
+    #[default]
+    Act,
+    /// They are reported, and nothing else.
+    Recommend,
+}
+
 /// How many datapoints have to breach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Window {
@@ -368,6 +379,9 @@ pub struct Policy {
     pub shrink_window_ms: u64,
     /// Most changes of direction in an hour, on each axis; beyond it only growth.
     pub reversals_per_hour: u32,
+    /// What becomes of the rules' decisions. A resize by hand is carried out in any mode.
+    #[serde(default)]
+    pub mode: Mode,
 }
 
 impl Policy {
@@ -382,6 +396,7 @@ impl Policy {
             manual_hold_ms: 300_000,
             shrink_window_ms: 60_000,
             reversals_per_hour: 4,
+            mode: Mode::Act,
         }
     }
 
@@ -413,6 +428,15 @@ impl Policy {
             of,
             period_ms,
         }
+    }
+
+    /// The shortest time between the datapoints of any rule, in milliseconds: how often to look.
+    pub fn shortest_period_ms(&self) -> u64 {
+        let periods = self
+            .rules
+            .iter()
+            .map(|rule| self.datapoints(rule).period_ms);
+        periods.min().unwrap_or(self.period_ms)
     }
 
     /// What a datapoint without a value counts as for this rule.

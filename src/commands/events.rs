@@ -17,7 +17,7 @@ Examples:
   concertina events web --json | jq 'select(.event == \"resized\")'
 
 JSON: one object a line with time (RFC 3339), uptime_ms, event (started, threshold, resized, held,
-guest_memory_short, rebooted, ended) and the fields of that kind. Events of an instance that ended
+recommended, guest_memory_short, rebooted, ended) and the fields of that kind. Events of an instance that ended
 can be read until its name is launched again. --follow ends with the instance.";
 
 /// How often --follow looks whether an instance that is silent still has its supervisor.
@@ -133,6 +133,21 @@ fn describe(event: &Event) -> String {
             ("resized", text)
         }
         EventKind::Held { cause, why } => ("held", format!("{cause}: {why}")),
+        EventKind::Recommended {
+            cause,
+            note,
+            present,
+            recommended,
+        } => {
+            let note = note.as_ref().map(|note| format!(" ({note})"));
+            let text = format!(
+                "{cause}: {} instead of {}{}; nothing is done",
+                describe_size(recommended),
+                describe_size(present),
+                note.unwrap_or_default()
+            );
+            ("recommended", text)
+        }
         EventKind::GuestMemoryShort { evidence } => ("memory short", evidence.clone()),
         EventKind::DiskError { disk, error, count } => (
             "disk error",

@@ -6,6 +6,7 @@ pub mod doctor;
 pub mod events;
 pub mod image;
 pub mod ps;
+pub mod replay;
 pub mod resize;
 pub mod run;
 pub mod status;

@@ -5,7 +5,7 @@ mod foreground;
 mod image;
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use concertina_agent::launch::LaunchSpec;
 use concertina_agent::state_dir::StateDir;
@@ -15,7 +15,7 @@ use concertina_api::policy::{Policy, PolicyError, PolicyFile, Sources};
 use concertina_api::{Bounds, Bytes, Cpus};
 
 use crate::failure::Usage;
-use crate::guest;
+use crate::{guest, policy};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -23,6 +23,7 @@ Examples:
   concertina run --name web --cpus 0.5..4 --memory 256M..1G --detach \\
       --scale 'cpu > 75% for 5s: +1 cpu' --scale 'cpu < 20% for 60s: -1 cpu' \\
       --scale 'memory > 80% for 2s: +128M, cooldown 5s'
+  concertina run --name web --cpus 0.25..4 --memory 256M..4G --policy default
   concertina run --name web --policy web.toml --kernel bzImage --initrd initramfs.cpio --console
   concertina run --name web --cpus 1..4 --memory 512M..4G --image debian-12.raw \\
       --ssh-key ~/.ssh/id_ed25519.pub --user-data web.yaml --detach
@@ -51,6 +52,8 @@ The same in TOML (--policy):
   above  = \"75%\"
   for    = \"5s\"
   add    = { cpus = 1 }
+With mode = \"recommend\" in the file, or --scale 'set mode recommend', what the rules want is
+reported in 'status' and 'events', and the instance keeps its size.
 
 Network (--net, once for each interface):
   --net tap               a tap interface that is made, and removed at the end
@@ -104,7 +107,8 @@ pub struct Args {
     /// A rule by which the instance grows or shrinks; may be given several times
     #[arg(long, value_name = "RULE")]
     pub scale: Vec<String>,
-    /// Bounds and rules from a TOML file; --scale adds to them
+    /// Bounds and rules from a TOML file, or 'default': the rules that come with the program; --scale
+    /// adds to them
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
     /// A network interface: tap, tap=NAME or user[,forward=HOST:GUEST]; may be given several times
@@ -184,7 +188,7 @@ fn refuse_taken(name: &str, state: &StateDir) -> anyhow::Result<()> {
 /// The policy: the file's bounds and rules, if there is one, and those of the command line.
 fn read_policy(args: &Args) -> anyhow::Result<Policy> {
     let file = match &args.policy {
-        Some(path) => read_policy_file(path)?,
+        Some(path) => policy::read(path)?,
         None => PolicyFile::default(),
     };
     let usage = |error: PolicyError| Usage(error.to_string());
@@ -195,12 +199,6 @@ fn read_policy(args: &Args) -> anyhow::Result<Policy> {
     // The launch checks again; here a mistake costs no time for fetching a guest.
     policy.check(&Sources::all()).map_err(usage)?;
     Ok(policy)
-}
-
-fn read_policy_file(path: &Path) -> Result<PolicyFile, Usage> {
-    let wrong = |why: String| Usage(format!("Policy file '{}': {why}", path.display()));
-    let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
-    concertina_agent::policy::read_policy(&text).map_err(wrong)
 }
 
 #[cfg(test)]

@@ -28,7 +28,8 @@ plugged,balloon,guest_total,guest_available,host_resident} in bytes, io {disks [
 read_only,serial,rate,engine,direct,read_bytes,written_bytes,reads,writes,flushes,discards,throttled,
 errors,last_error,bad_requests}], nets [{link,tap,mac,link_up,driver_ready,rx,tx {bytes,frames,drops,
 throttled},bad_requests,rates {rx,tx}}]}, guest (what the agent in the guest says, or null), last_resize,
-thresholds [{rule,state,last_value}]. An unknown value is null. Of an instance that ended only name, state
+thresholds [{rule,state,last_value}], recommended {cpus,memory} where a policy with mode = \"recommend\"
+wants another size. An unknown value is null. Of an instance that ended only name, state
 and ending {status,reason,time} are known. States: starting, running, paused, stopping, stopped,
 failed.";
 
@@ -217,6 +218,9 @@ fn describe(status: &InstanceStatus) -> String {
     }
     if let Some(report) = &status.last_resize {
         text.push_str(&format!("Last resize: {}\n", describe_resize(report)));
+    }
+    if let Some(size) = &status.recommended {
+        text.push_str(&format!("Recommended: {}\n", describe_size(size)));
     }
     if status.thresholds.is_empty() {
         text.push_str("No thresholds");
@@ -457,6 +461,7 @@ pub mod tests {
                 ost: None,
                 timeline_ms: BTreeMap::from([("total".to_owned(), 12.4)]),
             }),
+            recommended: Some(size(2500)),
             thresholds: vec![ThresholdStatus {
                 rule: "cpu > 75% for 5s: +1 cpu".into(),
                 state: "unknown".into(),
@@ -529,5 +534,6 @@ pub mod tests {
             assert!(text.contains(word), "{word} is missing in:\n{text}");
         }
         assert!(text.contains("partial: asked 2 CPUs, got 1.5 CPUs, in 12 ms: the guest is slow"));
+        assert!(text.contains("Recommended: 2.5 CPUs"), "{text}");
     }
 }

@@ -81,6 +81,16 @@ pub fn words(kind: &EventKind) -> String {
             )
         }
         EventKind::Held { cause, why } => format!("held, {why} ({})", condition(cause)),
+        EventKind::Recommended {
+            cause,
+            present,
+            recommended,
+            ..
+        } => format!(
+            "recommended, {} ({})",
+            change(present, recommended),
+            condition(cause)
+        ),
         EventKind::GuestMemoryShort { evidence } => format!("guest short of memory: {evidence}"),
         EventKind::DiskError { disk, error, .. } => {
             format!("disk {} fails: {error}", disk.display())

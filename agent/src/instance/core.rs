@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use concertina_api::instance::{
-    CpuStatus, InstanceState, InstanceStatus, IoStatus, MemoryStatus, ThresholdStatus,
+    CpuStatus, InstanceSize, InstanceState, InstanceStatus, IoStatus, MemoryStatus, ThresholdStatus,
 };
 use concertina_api::policy::Policy;
 use concertina_api::vm::{BalloonStatistics, RunState, VmDescription, VmSpec};
@@ -39,6 +39,7 @@ struct Live {
     /// The last that the vmm said of itself.
     description: Option<VmDescription>,
     guest: Option<BalloonStatistics>,
+    recommended: Option<InstanceSize>,
     thresholds: Vec<ThresholdStatus>,
     ended: bool,
 }
@@ -132,6 +133,7 @@ impl Core {
                 vmm: None,
                 description: None,
                 guest: None,
+                recommended: None,
                 thresholds: Vec::new(),
                 ended: false,
             }),
@@ -261,6 +263,11 @@ impl Core {
         self.live().thresholds = thresholds;
     }
 
+    /// What the rules want of an instance that is not resized by them.
+    pub(super) fn set_recommended(&self, recommended: Option<InstanceSize>) {
+        self.live().recommended = recommended;
+    }
+
     /// The instance as it is. What the vmm does not answer in time is what it said last.
     pub(super) fn status(&self) -> InstanceStatus {
         if self.live().vmm.is_some() {
@@ -312,6 +319,7 @@ impl Core {
             },
             guest: self.channel.status(),
             last_resize: self.resizer.last_report(),
+            recommended: live.recommended,
             thresholds: live.thresholds.clone(),
         }
     }

@@ -14,6 +14,7 @@ mod core;
 mod disks;
 mod keeper;
 mod news;
+mod recommend;
 mod stop;
 mod watch;
 

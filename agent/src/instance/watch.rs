@@ -14,12 +14,13 @@ use std::time::{Duration, Instant};
 
 use concertina_api::event::EventKind;
 use concertina_api::instance::{InstanceState, ThresholdStatus};
-use concertina_api::policy::{Axis, Direction, Metric, Policy, Rule};
+use concertina_api::policy::{Axis, Direction, Metric, Mode, Policy, Rule};
 use concertina_api::vm::{RunState, VmDescription};
 
 use super::core::Core;
 use super::disks::DiskWatch;
 use super::news::News;
+use super::recommend::Recommendations;
 use crate::plan::memory::Held as HeldMemory;
 use crate::policy::{Decision, MemoryShort, Observations, PolicyState, Size, Wish, decide};
 use crate::poll::{self, Wakeup};
@@ -100,6 +101,7 @@ struct Watcher {
     cpus: Option<Running>,
     memory: Option<Running>,
     news: News,
+    recommendations: Recommendations,
     began: Instant,
     guest_is_up: bool,
     is_braked: bool,
@@ -129,6 +131,7 @@ impl Watcher {
             cpus: None,
             memory: None,
             news: News::default(),
+            recommendations: Recommendations::default(),
             began: Instant::now(),
             guest_is_up: false,
             is_braked: false,
@@ -212,7 +215,10 @@ impl Watcher {
         let (state, decision) = decide(&self.policy, &self.state, &seen, &size, now_ms);
         self.state = state;
         self.report(&decision, &size);
-        self.act(decision, &seen);
+        match self.policy.mode {
+            Mode::Act => self.act(decision, &seen),
+            Mode::Recommend => self.recommend(&decision, &size),
+        }
     }
 
     /// Whether the guest has come so far that it can be resized. Before that its rules rest: a
@@ -342,6 +348,14 @@ impl Watcher {
         }
     }
 
+    /// Says what was decided, and does nothing.
+    fn recommend(&mut self, decision: &Decision, size: &Size) {
+        for event in self.recommendations.of(decision, size) {
+            self.core.events.append(event);
+        }
+        self.core.set_recommended(self.recommendations.size());
+    }
+
     fn carry_out(&self, order: Order, direction: Direction) -> Option<Running> {
         let core = Arc::clone(&self.core);
         let spawned = thread::Builder::new().name("resize".into()).spawn(move || {
@@ -447,11 +461,7 @@ fn resting(policy: &Policy) -> Vec<ThresholdStatus> {
 
 /// The time between two looks: the shortest period of any rule.
 fn tick(policy: &Policy) -> Duration {
-    let periods = policy
-        .rules
-        .iter()
-        .map(|rule| policy.datapoints(rule).period_ms);
-    Duration::from_millis(periods.min().unwrap_or(policy.period_ms)).max(LEAST_TICK)
+    Duration::from_millis(policy.shortest_period_ms()).max(LEAST_TICK)
 }
 
 fn sampler_of(proc: &Path, seen: &VmDescription, group: &Path) -> Sampler {

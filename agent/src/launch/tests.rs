@@ -515,7 +515,8 @@ fn a_threshold_that_fires_makes_a_busy_instance_grow_and_says_so() {
     let status = loop {
         let status = client::status(instance.paths()).unwrap();
         if status.last_resize.is_some() {
-            break status;
+            // The VM was described a moment before the resize was looked up.
+            break client::status(instance.paths()).unwrap();
         }
         assert!(begun.elapsed() < Duration::from_secs(20), "{status:?}");
         std::thread::sleep(Duration::from_millis(20));
@@ -573,5 +574,47 @@ fn a_resize_by_hand_holds_the_rules_of_its_axis() {
     assert_eq!(
         client::status(instance.paths()).unwrap().cpus.target,
         Cpus(700)
+    );
+}
+
+#[test]
+fn a_policy_that_recommends_reports_and_resizes_nothing() {
+    let mut bench = bench("burn");
+    bench.spec.policy.period_ms = 100;
+    for text in ["cpu > 30% for 200ms: +0.4 cpu", "set mode recommend"] {
+        bench.spec.policy.scale(text).unwrap();
+    }
+    let instance = bench.start();
+    let begun = Instant::now();
+    let status = loop {
+        let status = client::status(instance.paths()).unwrap();
+        if status.recommended.is_some() {
+            break status;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(20), "{status:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    assert_eq!(status.recommended.unwrap().cpus, Some(Cpus(900)));
+    // Long enough for several more decisions of the same kind.
+    std::thread::sleep(Duration::from_millis(500));
+    let status = client::status(instance.paths()).unwrap();
+    assert_eq!(status.last_resize, None);
+    assert_eq!(status.cpus.target, Cpus(500));
+    let events = bench.events();
+    let recommended = events.iter().any(|event| {
+        matches!(event, EventKind::Recommended { cause, recommended, .. }
+            if cause.starts_with("cpu > 30%") && recommended.cpus == Some(Cpus(900)))
+    });
+    assert!(recommended, "{events:?}");
+    let resized = |event: &EventKind| matches!(event, EventKind::Resized { .. });
+    assert!(!events.iter().any(resized), "{events:?}");
+    // A person is obeyed.
+    let wish = InstanceResize {
+        cpus: Some(Cpus(700)),
+        ..Default::default()
+    };
+    assert_eq!(
+        client::resize(instance.paths(), &wish).unwrap().outcome,
+        Outcome::Applied
     );
 }

@@ -206,11 +206,27 @@ pub fn decide(
     now_ms: u64,
 ) -> (PolicyState, Decision) {
     let mut state = state.clone();
-    let texts: Vec<String> = policy.rules.iter().map(Rule::to_string).collect();
-    state.keep_only(&texts);
+    let decision = decide_in_place(policy, &rule_texts(policy), &mut state, seen, size, now_ms);
+    (state, decision)
+}
 
+/// The text of each rule, by which the state knows it.
+pub(crate) fn rule_texts(policy: &Policy) -> Vec<String> {
+    policy.rules.iter().map(Rule::to_string).collect()
+}
+
+/// [`decide`] for who looks millions of times: `texts` are made once, and the state is not copied.
+pub(crate) fn decide_in_place(
+    policy: &Policy,
+    texts: &[String],
+    state: &mut PolicyState,
+    seen: &Observations,
+    size: &Size,
+    now_ms: u64,
+) -> Decision {
+    state.keep_only(texts);
     let mut readings = Vec::with_capacity(policy.rules.len());
-    for (rule, text) in policy.rules.iter().zip(&texts) {
+    for (rule, text) in policy.rules.iter().zip(texts) {
         let since = state.axis(rule.axis()).changed_at_ms;
         let rule_state = state.rule_mut(text);
         readings.push(rule_state.look(policy, rule, seen, since, now_ms));
@@ -218,7 +234,7 @@ pub fn decide(
     let looked: Vec<axis::Looked<'_>> = policy
         .rules
         .iter()
-        .zip(&texts)
+        .zip(texts)
         .zip(&readings)
         .map(|((rule, text), reading)| axis::Looked {
             rule,
@@ -236,7 +252,7 @@ pub fn decide(
             axis: on,
             now_ms,
         };
-        let (wish, held) = axis::decide(&scene, &mut state, &looked);
+        let (wish, held) = axis::decide(&scene, state, &looked);
         decision.held.extend(held);
         match on {
             Axis::Cpus => {
@@ -250,11 +266,11 @@ pub fn decide(
         .iter()
         .map(|rule| ThresholdStatus {
             rule: rule.text.to_owned(),
-            state: status(rule, &state, &decision.held, now_ms).to_owned(),
+            state: status(rule, state, &decision.held, now_ms).to_owned(),
             last_value: rule.reading.shown,
         })
         .collect();
-    (state, decision)
+    decision
 }
 
 /// The words of [`ThresholdStatus::state`].

@@ -39,6 +39,7 @@ pub struct PolicyFile {
     manual_hold: Option<String>,
     shrink_window: Option<String>,
     reversals_per_hour: Option<u32>,
+    mode: Option<String>,
     threshold: Vec<FileThreshold>,
     target: Vec<FileTarget>,
 }
@@ -163,6 +164,11 @@ const WINDOWS: (u64, u64) = (MIN_PERIOD_MS, MAX_DATAPOINTS as u64 * MAX_PERIOD_M
 const WAITS: (u64, u64) = (0, MAX_WAIT_MS);
 
 impl PolicyFile {
+    /// The bounds that are written in it.
+    pub fn bounds(&self) -> (Option<Bounds<Cpus>>, Option<Bounds<Bytes>>) {
+        (self.bounds.cpus, self.bounds.memory)
+    }
+
     /// The policy, with the bounds of the command line where they are given. Bounds that are given
     /// in both places have to be the same.
     pub fn into_policy(
@@ -183,6 +189,7 @@ impl PolicyFile {
             ("manual_hold", self.manual_hold),
             ("shrink_window", self.shrink_window),
             ("reversals_per_hour", count),
+            ("mode", self.mode),
         ];
         for (name, value) in settings {
             if let Some(value) = value {

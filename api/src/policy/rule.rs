@@ -20,7 +20,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{
     Action, Amount, Axis, Comparison, MAX_DATAPOINTS, MAX_PERIOD_MS, MAX_WAIT_MS, MIN_PERIOD_MS,
-    Metric, MetricUnit, Missing, Policy, PolicyError, Rule, Target, Threshold, Window,
+    Metric, MetricUnit, Missing, Mode, Policy, PolicyError, Rule, Target, Threshold, Window,
 };
 use crate::units::{Bytes, Cpus};
 
@@ -46,6 +46,8 @@ pub enum Setting {
     ShrinkWindow(u64),
     /// See [`Policy::reversals_per_hour`].
     ReversalsPerHour(u32),
+    /// See [`Policy::mode`].
+    Mode(Mode),
 }
 
 impl Setting {
@@ -64,6 +66,11 @@ impl Setting {
             "missing" => Ok(Self::Missing(missing(value).map_err(bad)?)),
             "manual_hold" => Ok(Self::ManualHold(wait()?)),
             "shrink_window" => Ok(Self::ShrinkWindow(wait()?)),
+            "mode" => match value {
+                "act" => Ok(Self::Mode(Mode::Act)),
+                "recommend" => Ok(Self::Mode(Mode::Recommend)),
+                _ => Err(bad("write act or recommend".into())),
+            },
             "reversals_per_hour" => {
                 let count = value.parse().ok().filter(|count| REVERSALS.contains(count));
                 count
@@ -74,7 +81,7 @@ impl Setting {
                 field: name.to_owned(),
                 value: value.to_owned(),
                 allowed: "settings are period, missing, manual_hold, shrink_window, \
-                          reversals_per_hour"
+                          reversals_per_hour, mode"
                     .into(),
             }),
         }
@@ -88,6 +95,7 @@ impl Setting {
             Self::ManualHold(ms) => policy.manual_hold_ms = ms,
             Self::ShrinkWindow(ms) => policy.shrink_window_ms = ms,
             Self::ReversalsPerHour(count) => policy.reversals_per_hour = count,
+            Self::Mode(mode) => policy.mode = mode,
         }
     }
 }

@@ -8,8 +8,9 @@
 use super::{Action, Amount, Axis};
 use crate::units::{Bounds, Bytes, Cpus};
 
-/// Step of a share of the CPUs: a tenth of a CPU, in thousandths.
-pub const CPU_STEP: u64 = 100;
+/// Step of a share of the CPUs, in thousandths: a hundredth of a CPU, one millisecond in each period
+/// of a quota. Coarser ones would make a small share of a small instance a large one.
+pub const CPU_STEP: u64 = 10;
 /// Step of memory: the block of virtio-mem, in bytes.
 pub const MEMORY_STEP: u64 = 2 * Bytes::MIB;
 /// Coarsest step of target tracking on CPUs: half a CPU, in thousandths.
@@ -184,12 +185,12 @@ mod tests {
     fn a_share_rounds_away_when_growing_and_towards_when_shrinking() {
         let grow = |p, from| apply(Action::Add(percent(p, Axis::Cpus)), from, &CPUS).target;
         let shrink = |p, from| apply(Action::Remove(percent(p, Axis::Cpus)), from, &CPUS).target;
-        assert_eq!(grow(25, 1000), 1300);
-        assert_eq!(shrink(25, 1000), 800);
+        assert_eq!(grow(25, 1010), 1270);
+        assert_eq!(shrink(25, 1010), 760);
         assert_eq!(grow(25, 2000), 2500);
         // At least one step, however small the share.
-        assert_eq!(grow(1, 1000), 1100);
-        assert_eq!(shrink(1, 1000), 900);
+        assert_eq!(grow(1, 600), 610);
+        assert_eq!(shrink(1, 600), 590);
         let memory = apply(Action::Add(percent(25, Axis::Memory)), 500 << 20, &MEMORY);
         assert_eq!(memory.target, 626 << 20);
         assert_eq!(memory.notes, ["rounded to 626M (steps of 2M)"]);

@@ -360,10 +360,12 @@ fn settings_come_on_the_command_line_too() {
         "set manual_hold 0s",
         "set period 200ms",
         "set reversals_per_hour 6",
+        "set mode recommend",
     ];
     let policy = policy("1..4", "256M..1G", &settings).unwrap();
     assert_eq!((policy.shrink_window_ms, policy.manual_hold_ms), (5000, 0));
     assert_eq!((policy.period_ms, policy.reversals_per_hour), (200, 6));
+    assert_eq!(policy.mode, Mode::Recommend);
 }
 
 fn any_metric() -> impl Strategy<Value = Metric> {
