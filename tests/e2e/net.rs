@@ -170,7 +170,7 @@ fn limits(instance: &Instance, shell: &mut Shell) {
         while connection.write_all(&zeroes).is_ok() {}
     });
     shell.run(&format!(
-        "nc {HOST} {port} >/dev/null 2>&1 </dev/zero & sleep 1"
+        "nc {HOST} {port} >/dev/null 2>&1 </dev/null & sleep 1"
     ));
     change("rx=2M");
     std::thread::sleep(Duration::from_secs(1));
