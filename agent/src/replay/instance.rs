@@ -289,10 +289,9 @@ impl Instance {
 
     fn step_cpus(&mut self, now_ms: u64) -> Option<Ended> {
         let way = self.cpu_move.as_mut()?;
-        while way.rungs.front().is_some_and(|(due, _)| *due <= now_ms)
-            && let Some((_, rung)) = way.rungs.pop_front()
-        {
-            self.rung = rung;
+        while let Some((_, rung)) = way.rungs.front().filter(|(due, _)| *due <= now_ms) {
+            self.rung = *rung;
+            way.rungs.pop_front();
         }
         if !way.rungs.is_empty() {
             return None;

@@ -85,9 +85,11 @@ impl Scaler for Live {
             order.cpus = Some(wish.target.milli().into());
             self.causes.push((Axis::Cpus, wish.direction, wish.causes));
         }
-        let shrinks = seen.memory_moves == Some(Direction::Shrink);
-        let wish = decision.memory.filter(|wish| {
-            !(observed.memory_busy || shrinks && wish.direction == Direction::Shrink)
+        // A shrink under way is interrupted by growth only.
+        let wish = decision.memory.filter(|wish| match seen.memory_moves {
+            None => true,
+            Some(Direction::Shrink) => wish.direction == Direction::Grow,
+            Some(Direction::Grow) => false,
         });
         if let Some(wish) = wish {
             let Bytes(target) = wish.target;

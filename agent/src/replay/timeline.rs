@@ -14,8 +14,7 @@ pub struct Column {
     passed_ms: u64,
     wanted: u128,
     held: u128,
-    /// The most that was short at a moment.
-    pub short: u64,
+    short: u128,
 }
 
 impl Column {
@@ -29,13 +28,18 @@ impl Column {
         (self.passed_ms > 0).then(|| self.held as f64 / self.passed_ms as f64)
     }
 
+    /// Mean of what was short.
+    pub fn short(&self) -> f64 {
+        self.short as f64 / self.known_ms.max(1) as f64
+    }
+
     fn pass(&mut self, wanted: Option<u64>, had: u64, passed_ms: u64) {
         self.passed_ms += passed_ms;
         self.held += u128::from(had) * u128::from(passed_ms);
         if let Some(wanted) = wanted {
             self.known_ms += passed_ms;
             self.wanted += u128::from(wanted) * u128::from(passed_ms);
-            self.short = self.short.max(wanted.saturating_sub(had));
+            self.short += u128::from(wanted.saturating_sub(had)) * u128::from(passed_ms);
         }
     }
 }
@@ -108,7 +112,7 @@ mod tests {
             (cpus[1].wanted(), cpus[1].held()),
             (Some(3000.0), Some(1500.0))
         );
-        assert_eq!((cpus[1].short, cpus[2].held()), (2000, None));
+        assert_eq!((cpus[1].short(), cpus[2].held()), (2000.0, None));
         assert_eq!(timeline.of(Axis::Memory)[0].wanted(), None);
     }
 }

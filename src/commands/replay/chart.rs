@@ -21,6 +21,8 @@ const FOOT: f64 = 40.0;
 const WANTED: &str = "#f2c14e";
 const HELD: &str = "#1f6feb";
 const SHORT: &str = "#b91c1c";
+/// Smaller shortages cannot be seen.
+const LEAST_SEEN: f64 = 0.05;
 const DAY_MS: f64 = 86_400_000.0;
 
 /// Draws the report.
@@ -38,7 +40,7 @@ pub fn draw(report: &Report) -> String {
     let legend = [
         ("wanted", WANTED),
         ("held", HELD),
-        ("short, at most", SHORT),
+        ("short (hangs from the top)", SHORT),
     ];
     for (index, (name, color)) in legend.into_iter().enumerate() {
         let x = LEFT + 130.0 * index as f64;
@@ -154,33 +156,36 @@ impl Panel<'_> {
         base: Option<f64>,
     ) -> String {
         let mut path = String::new();
-        let mut is_open = false;
+        // Tenths of a pixel; a line goes on while they stay the same.
+        let mut before: Option<i64> = None;
         for (index, column) in columns.iter().enumerate() {
-            let (from, to) = (x(index, columns.len()), x(index + 1, columns.len()));
+            let from = x(index, columns.len());
             let Some(value) = value(column) else {
-                close(&mut path, &mut is_open, base, from);
+                close(&mut path, before.take(), base, from);
                 continue;
             };
             let y = self.y(value);
-            let _ = match (is_open, base) {
-                (true, _) => write!(path, " V{y:.1} H{to:.1}"),
-                (false, Some(base)) => write!(path, " M{from:.1},{base:.1} V{y:.1} H{to:.1}"),
-                (false, None) => write!(path, " M{from:.1},{y:.1} H{to:.1}"),
+            let tenths = (y * 10.0).round() as i64;
+            let _ = match (before, base) {
+                (Some(same), _) if same == tenths => Ok(()),
+                (Some(_), _) => write!(path, " H{from:.1} V{y:.1}"),
+                (None, Some(base)) => write!(path, " M{from:.1},{base:.1} V{y:.1}"),
+                (None, None) => write!(path, " M{from:.1},{y:.1}"),
             };
-            is_open = true;
+            before = Some(tenths);
         }
-        close(&mut path, &mut is_open, base, WIDTH - RIGHT);
+        close(&mut path, before, base, WIDTH - RIGHT);
         path.trim_start().to_owned()
     }
 
-    /// What was short hangs down from the top.
+    /// What was short hangs down from the top, so that its area is what was not served.
     fn shortages(&self, columns: &[Column]) -> String {
         let mut path = String::new();
         for (index, column) in columns.iter().enumerate() {
-            if column.short == 0 {
+            let deep = PANEL * (column.short() / self.most).min(1.0);
+            if deep < LEAST_SEEN {
                 continue;
             }
-            let deep = PANEL * (column.short as f64 / self.most).clamp(0.01, 1.0);
             let at = x(index, columns.len()) + 0.5;
             let _ = write!(path, " M{at:.1},{:.1} v{deep:.1}", self.top);
         }
@@ -188,11 +193,12 @@ impl Panel<'_> {
     }
 }
 
-fn close(path: &mut String, is_open: &mut bool, base: Option<f64>, at: f64) {
-    if let (true, Some(base)) = (*is_open, base) {
-        let _ = write!(path, " L{at:.1},{base:.1} Z");
-    }
-    *is_open = false;
+fn close(path: &mut String, open: Option<i64>, base: Option<f64>, at: f64) {
+    let _ = match (open, base) {
+        (None, _) => Ok(()),
+        (Some(_), Some(base)) => write!(path, " H{at:.1} V{base:.1} Z"),
+        (Some(_), None) => write!(path, " H{at:.1}"),
+    };
 }
 
 fn x(index: usize, count: usize) -> f64 {
