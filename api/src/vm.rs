@@ -34,6 +34,7 @@ pub mod exit {
 
 /// One virtual machine, in the words of whoever starts it. The vmm checks it before anything is made.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct VmSpec {
     /// Name of the instance, for messages and thread names.
@@ -75,10 +76,27 @@ pub struct VmSpec {
     /// Network interfaces, in the guest's order.
     #[serde(default)]
     pub nets: Vec<NetSpec>,
+    /// A file that gets a [`VmExitRecord`] at the end, for an agent that is not the parent process any
+    /// more; absent: none.
+    #[serde(default)]
+    pub exit_file: Option<PathBuf>,
+}
+
+/// How a vmm process ended, in its own words. A process that was killed leaves none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct VmExitRecord {
+    /// Process id of the vmm that wrote it.
+    pub pid: i32,
+    /// Its exit status, one of [`exit`].
+    pub status: i32,
+    /// A sentence.
+    pub reason: String,
 }
 
 /// A virtio socket device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct VsockSpec {
     /// The guest's context id, at least 3.
@@ -91,6 +109,7 @@ pub struct VsockSpec {
 
 /// Is the guest's code running?
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum RunState {
     /// vCPUs run.
@@ -103,6 +122,7 @@ pub enum RunState {
 
 /// One possible vCPU as the host sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum VcpuState {
     /// Not in the machine; its thread sleeps outside KVM.
@@ -119,6 +139,7 @@ pub enum VcpuState {
 
 /// One vCPU thread.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct VcpuThread {
     /// vCPU number, equal to its APIC id.
     pub vcpu: u32,
@@ -130,6 +151,7 @@ pub struct VcpuThread {
 
 /// Virtual CPUs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct VcpuStatus {
     /// Most ever.
     pub max: u32,
@@ -145,6 +167,7 @@ pub struct VcpuStatus {
 
 /// Memory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct MemoryStatus {
     /// Boot RAM.
     pub boot: Bytes,
@@ -164,6 +187,7 @@ pub struct MemoryStatus {
 
 /// The balloon.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct BalloonStatus {
     /// Asked for.
     pub target: Bytes,
@@ -181,6 +205,7 @@ pub struct BalloonStatus {
 
 /// The socket device. Counters begin when the VM does.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct VsockStatus {
     /// Connections at the moment.
     pub connections: u64,
@@ -202,6 +227,7 @@ pub struct VsockStatus {
 
 /// What the guest's balloon driver says of its memory. Untrusted: it may only make its own VM larger.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct BalloonStatistics {
     /// Milliseconds since these numbers arrived; none yet: absent.
     pub age_ms: Option<u64>,
@@ -214,6 +240,7 @@ pub struct BalloonStatistics {
 
 /// A virtual machine as it is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct VmDescription {
     /// Name of the instance.
     pub name: String,
@@ -248,6 +275,7 @@ pub struct VmDescription {
 
 /// A wish: what is absent stays as it is.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct VmResize {
     /// Whole vCPUs, 1 to max.
@@ -275,6 +303,7 @@ pub struct VmResize {
 
 /// The part of a VM's size that a resize touched; absent where it was not asked.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct VmSize {
     /// vCPUs started by the guest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -298,6 +327,7 @@ pub struct VmSize {
 
 /// How a resize ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// Reached exactly what was asked.
@@ -327,6 +357,7 @@ impl Outcome {
 
 /// The answer to a resize: what was reached, never just "accepted".
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ResizeReport<Size = VmSize> {
     /// How it ended.
     pub outcome: Outcome,

@@ -29,8 +29,9 @@ read_only,serial,rate,engine,direct,read_bytes,written_bytes,reads,writes,flushe
 errors,last_error,bad_requests}], nets [{link,tap,mac,link_up,driver_ready,rx,tx {bytes,frames,drops,
 throttled},bad_requests,rates {rx,tx}}]}, guest (what the agent in the guest says, or null), last_resize,
 thresholds [{rule,state,last_value}], recommended {cpus,memory} where a policy with mode = \"recommend\"
-wants another size. An unknown value is null. Of an instance that ended only name, state
-and ending {status,reason,time} are known. States: starting, running, paused, stopping, stopped,
+wants another size, policy_version, waiting {cpus,memory} (growth that the host has no room for yet),
+restarts (after failures). An unknown value is null. Of an instance that ended only name, state
+and ending {status,reason,exit_reason,time} are known. States: starting, running, paused, stopping, stopped,
 failed.";
 
 /// Pause between two lines or pictures of `--watch`.
@@ -99,12 +100,15 @@ fn print_ended(args: &Args, entry: &InstanceEntry) -> anyhow::Result<i32> {
         }
         return Ok(0);
     }
-    let how = match &entry.ending {
-        Some(ending) => format!(
+    let how = match (&entry.ending, entry.left_vmm) {
+        (Some(ending), _) => format!(
             "{} ({}, exit status {})",
             ending.reason, ending.time, ending.status
         ),
-        None => "its supervisor died without a word".to_owned(),
+        (None, Some(vmm)) => format!(
+            "process {vmm}, without its agent; 'concertina agent' with this state folder takes it over"
+        ),
+        (None, None) => "its supervisor died without a word".to_owned(),
     };
     output::line(&format!(
         "{}: {}: {how}",
@@ -137,7 +141,7 @@ impl<'a> EndedStatus<'a> {
             state: entry.state,
             uptime_ms: None,
             agent_pid: entry.agent_pid,
-            vmm_pid: None,
+            vmm_pid: entry.left_vmm,
             cpus: None,
             memory: None,
             io: None,
@@ -462,6 +466,9 @@ pub mod tests {
                 timeline_ms: BTreeMap::from([("total".to_owned(), 12.4)]),
             }),
             recommended: Some(size(2500)),
+            policy_version: 1,
+            waiting: None,
+            restarts: 0,
             thresholds: vec![ThresholdStatus {
                 rule: "cpu > 75% for 5s: +1 cpu".into(),
                 state: "unknown".into(),

@@ -17,8 +17,9 @@ use concertina_api::instance::{InstanceState, ThresholdStatus};
 use concertina_api::policy::{Axis, Direction, Metric, Mode, Policy, Rule};
 use concertina_api::vm::{RunState, VmDescription};
 
-use super::core::Core;
+use super::core::{Core, InForce};
 use super::disks::DiskWatch;
+use super::needs;
 use super::news::News;
 use super::recommend::Recommendations;
 use crate::plan::memory::Held as HeldMemory;
@@ -94,7 +95,7 @@ struct Running {
 /// What the watch thread knows.
 struct Watcher {
     core: Arc<Core>,
-    policy: Policy,
+    in_force: Arc<InForce>,
     state: PolicyState,
     sampler: Sampler,
     triggers: Vec<Trigger>,
@@ -121,13 +122,14 @@ impl Watcher {
         };
         let mut sampler = sampler_of(Path::new("/proc"), &seen, core.group.path());
         sampler.rebase();
-        core.set_thresholds(resting(&core.policy));
+        let in_force = core.policy();
+        core.set_thresholds(resting(&in_force.policy));
         Some(Self {
             core: Arc::clone(core),
-            policy: core.policy.clone(),
-            state: PolicyState::default(),
+            state: core.take_remembered().unwrap_or_default(),
             sampler,
-            triggers: triggers(&core.policy, core.group.path()),
+            triggers: triggers(&in_force.policy, core.group.path()),
+            in_force,
             cpus: None,
             memory: None,
             news: News::default(),
@@ -141,7 +143,7 @@ impl Watcher {
     }
 
     fn run(&mut self, over: &Over) {
-        let period = tick(&self.policy);
+        let mut period = tick(self.policy());
         let mut next = Instant::now() + period;
         while !over.flag.load(Ordering::SeqCst) {
             let waited = self.wait(over, next);
@@ -154,6 +156,10 @@ impl Watcher {
                 next += period;
             }
             let changed = self.take_commits();
+            if self.take_policy() {
+                period = tick(self.policy());
+                next = next.min(now + period);
+            }
             if due {
                 self.look_at_disks(now);
                 self.look_at_networks();
@@ -168,6 +174,22 @@ impl Watcher {
         for running in [self.cpus.take(), self.memory.take()].into_iter().flatten() {
             let _ = running.thread.join();
         }
+    }
+
+    fn policy(&self) -> &Policy {
+        &self.in_force.policy
+    }
+
+    /// Goes on by another policy when there is one. What is remembered of the rules that stay, stays.
+    fn take_policy(&mut self) -> bool {
+        let in_force = self.core.policy();
+        if in_force.version == self.in_force.version {
+            return false;
+        }
+        self.triggers = triggers(&in_force.policy, self.core.group.path());
+        self.core.set_thresholds(resting(&in_force.policy));
+        self.in_force = in_force;
+        true
     }
 
     /// Waits for the next period, a trigger, or a wake-up; says whether a trigger fired.
@@ -207,15 +229,17 @@ impl Watcher {
         }
         self.look_at_ceiling();
         self.core.channel.observe(now_ms, &mut seen);
-        if self.policy.bounds.memory.min != self.policy.bounds.memory.max {
+        let bounds = self.policy().bounds;
+        if bounds.memory.min != bounds.memory.max {
             self.look_at_guest(&present, now_ms, &mut seen);
         }
         seen.cpus_busy = self.is_busy(Axis::Cpus);
         seen.memory_busy = self.is_busy(Axis::Memory);
-        let (state, decision) = decide(&self.policy, &self.state, &seen, &size, now_ms);
+        let (state, decision) = decide(self.policy(), &self.state, &seen, &size, now_ms);
         self.state = state;
         self.report(&decision, &size);
-        match self.policy.mode {
+        needs::tell(self.core.resizer.books(), &seen, &size, &bounds);
+        match self.policy().mode {
             Mode::Act => self.act(decision, &seen),
             Mode::Recommend => self.recommend(&decision, &size),
         }
@@ -331,8 +355,17 @@ impl Watcher {
 
     /// Begins the resizes that were decided.
     fn act(&mut self, decision: Decision, seen: &Observations) {
+        // What waits on the host for room is given up when it is not wanted any more.
+        let grows = |direction: Option<Direction>| direction == Some(Direction::Grow);
+        if !grows(decision.cpus.as_ref().map(|wish| wish.direction)) {
+            self.core.resizer.books().content(Axis::Cpus);
+        }
+        if !grows(decision.memory.as_ref().map(|wish| wish.direction)) {
+            self.core.resizer.books().content(Axis::Memory);
+        }
         if let Some(wish) = decision.cpus.filter(|_| !seen.cpus_busy) {
-            let (order, direction) = order(wish, |order, target| order.cpus = Some(target));
+            let (order, direction) =
+                self.order(wish, seen, |order, target| order.cpus = Some(target));
             self.cpus = self.carry_out(order, direction);
         }
         if let Some(wish) = decision.memory.filter(|_| !seen.memory_busy) {
@@ -343,15 +376,44 @@ impl Watcher {
             if shrinking && wish.direction == Direction::Shrink {
                 return;
             }
-            let (order, direction) = order(wish, |order, target| order.memory = Some(target));
+            let (order, direction) =
+                self.order(wish, seen, |order, target| order.memory = Some(target));
             self.memory = self.carry_out(order, direction);
         }
+    }
+
+    fn order<T>(
+        &self,
+        wish: Wish<T>,
+        seen: &Observations,
+        put: impl FnOnce(&mut Order, T),
+    ) -> (Order, Direction) {
+        let direction = wish.direction;
+        let timeout = match direction {
+            Direction::Grow => GROW_TIMEOUT,
+            Direction::Shrink => SHRINK_TIMEOUT,
+        };
+        let causes = &wish.causes;
+        let rules = self.policy().rules.iter();
+        let samples = rules
+            .filter(|rule| causes.contains(&rule.to_string()))
+            .filter_map(|rule| Some((rule.metric(), seen.samples.get(rule.metric())?)))
+            .map(|(metric, sample)| (metric.to_string(), sample.value))
+            .collect();
+        let mut order = Order {
+            note: (!wish.notes.is_empty()).then(|| wish.notes.join("; ")),
+            cause: Cause::Rules(wish.causes),
+            samples,
+            ..Order::manual(None, None, timeout).by_policy(self.in_force.version)
+        };
+        put(&mut order, wish.target);
+        (order, direction)
     }
 
     /// Says what was decided, and does nothing.
     fn recommend(&mut self, decision: &Decision, size: &Size) {
         for event in self.recommendations.of(decision, size) {
-            self.core.events.append(event);
+            self.say(event);
         }
         self.core.set_recommended(self.recommendations.size());
     }
@@ -376,12 +438,13 @@ impl Watcher {
     fn take_commits(&mut self) -> bool {
         let commits = self.core.resizer.take_commits();
         let now_ms = self.core.uptime_ms();
+        let in_force = Arc::clone(&self.in_force);
         for commit in &commits {
             let direction = match commit.asked.cmp(&commit.before) {
                 std::cmp::Ordering::Less => Direction::Shrink,
                 _ => Direction::Grow,
             };
-            let (policy, axis) = (&self.policy, commit.axis);
+            let (policy, axis) = (&in_force.policy, commit.axis);
             match &commit.cause {
                 Cause::Manual => self
                     .state
@@ -391,9 +454,17 @@ impl Watcher {
                         .committed(policy, axis, direction, causes, now_ms);
                 }
                 Cause::Rules(_) => self.state.not_reached(axis, direction, now_ms),
+                Cause::Host(_) if commit.after != commit.before => {
+                    self.state.committed(policy, axis, direction, &[], now_ms);
+                }
+                Cause::Host(_) => {}
             }
         }
         if !commits.is_empty() {
+            self.core
+                .resizer
+                .books()
+                .remember(in_force.version, &self.state);
             self.sampler.rebase();
         }
         !commits.is_empty()
@@ -417,10 +488,18 @@ impl Watcher {
 
     /// Puts what has changed into the events and the status.
     fn report(&mut self, decision: &Decision, size: &Size) {
-        for event in self.news.of(decision, size, &self.policy.bounds) {
-            self.core.events.append(event);
+        let bounds = self.policy().bounds;
+        for event in self.news.of(decision, size, &bounds) {
+            self.say(event);
         }
         self.core.set_thresholds(decision.thresholds.clone());
+    }
+
+    /// An event that the policy has caused.
+    fn say(&self, event: EventKind) {
+        self.core
+            .events
+            .append_of(Some(self.in_force.version), event);
     }
 }
 
@@ -428,25 +507,6 @@ impl Watcher {
 fn is_still(seen: &Observations) -> bool {
     let cpu = seen.samples.get(&Metric::Cpu);
     cpu.is_some_and(|sample| sample.value == 0.0)
-}
-
-fn order<T>(wish: Wish<T>, put: impl FnOnce(&mut Order, T)) -> (Order, Direction) {
-    let direction = wish.direction;
-    let timeout = match direction {
-        Direction::Grow => GROW_TIMEOUT,
-        Direction::Shrink => SHRINK_TIMEOUT,
-    };
-    let mut order = Order {
-        cpus: None,
-        memory: None,
-        disk_rate: None,
-        net_rate: None,
-        timeout,
-        cause: Cause::Rules(wish.causes),
-        note: (!wish.notes.is_empty()).then(|| wish.notes.join("; ")),
-    };
-    put(&mut order, wish.target);
-    (order, direction)
 }
 
 /// How the rules stand before anything was looked at.

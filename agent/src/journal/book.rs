@@ -148,6 +148,13 @@ impl HostBook {
         answers.iter().rev().find(|answer| answer.key == key)
     }
 
+    /// How a request with this key ended, one answer an intent that it became.
+    pub fn answers<'a>(&'a self, instance: &str, key: &'a str) -> impl Iterator<Item = &'a Answer> {
+        let book = self.instances.get(instance);
+        let answers = book.map(|book| book.answers.iter()).into_iter().flatten();
+        answers.filter(move |answer| answer.key == key)
+    }
+
     /// What a ledger has to hold for each instance: its size, and what its open intents reserve.
     pub fn holdings(&self) -> Vec<Holding> {
         let holding = |(name, book): (&String, &InstanceBook)| {

@@ -35,7 +35,7 @@ impl Host {
     }
 
     /// What an instance's metrics can be told from.
-    pub(super) fn sources(&self) -> Sources {
+    pub(crate) fn sources(&self) -> Sources {
         // Whether the guest's program speaks is seen later; until then its metrics are unknown.
         let sources = Sources::all();
         // A kernel without pressure information, or booted with psi=0.

@@ -62,7 +62,7 @@ fn bench(behaviour: &str) -> Bench {
 
 impl Bench {
     fn prepare(&self) -> Result<Instance, LaunchError> {
-        prepare_on(&self.host, self.spec.clone())
+        prepare_on(&self.host, self.spec.clone(), Owner::process())
     }
 
     fn start(&self) -> Instance {

@@ -38,7 +38,7 @@ fn bench(faults: Faults) -> Bench {
         VmmClient::new(&socket),
         group,
         Arc::new(events),
-        Box::new(HostMemory::new(&temp.path().join("meminfo"))),
+        Arc::new(HostMemory::new(&temp.path().join("meminfo"))),
     );
     resizer.begin_life().unwrap();
     Bench {
@@ -57,14 +57,10 @@ impl Bench {
     }
 
     fn by_rule(&self, cpus: Option<u32>, memory_mib: Option<u64>) -> ResizeReport<InstanceSize> {
+        let timeout = Duration::from_secs(3);
         self.resizer.carry_out(&Order {
-            cpus: cpus.map(Cpus),
-            memory: memory_mib.map(Bytes::mib),
-            disk_rate: None,
-            net_rate: None,
-            timeout: Duration::from_secs(3),
             cause: Cause::Rules(vec!["rule".into()]),
-            note: None,
+            ..Order::manual(cpus.map(Cpus), memory_mib.map(Bytes::mib), timeout)
         })
     }
 

@@ -32,6 +32,14 @@ impl VmmClient {
         }
     }
 
+    /// The same with another deadline of what needs nothing of the guest.
+    pub fn with_deadline(&self, deadline: Duration) -> Self {
+        Self {
+            answer_timeout: deadline,
+            ..self.clone()
+        }
+    }
+
     /// The VM as it is.
     pub fn describe(&self) -> Result<VmDescription, HttpError> {
         client::get_json(&self.socket, "/v1/vm", self.answer_timeout)
