@@ -6,7 +6,8 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    agent, completions, console, doctor, events, image, ps, replay, resize, run, status, stop, usage,
+    agent, completions, console, doctor, events, image, ps, replay, resize, run, status, stop,
+    usage,
 };
 
 const EXAMPLES: &str = "\

@@ -53,7 +53,9 @@ impl Hub {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<SyncSender<Told>>> {
-        self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
+        self.listeners
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 

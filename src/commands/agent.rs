@@ -108,7 +108,9 @@ fn read_config(args: &Args) -> anyhow::Result<Config> {
 }
 
 fn setup(args: &Args, config: &Config, named: Option<&Path>) -> anyhow::Result<Setup> {
-    let folder = named.map(Path::to_owned).or_else(|| config.state_dir.clone());
+    let folder = named
+        .map(Path::to_owned)
+        .or_else(|| config.state_dir.clone());
     let state = state::open(folder.as_deref())?;
     let state_dir = state.root().to_owned();
     let listen = args.listen.as_ref().or(config.listen.as_ref());

@@ -195,7 +195,10 @@ fn describe(event: &Event) -> String {
             reason,
         } => {
             let outcome = outcome.as_str();
-            ("recovered", format!("intent #{intent}: {outcome}: {reason}"))
+            (
+                "recovered",
+                format!("intent #{intent}: {outcome}: {reason}"),
+            )
         }
         EventKind::Restarting {
             reason,

@@ -188,7 +188,9 @@ fn refuse_taken(name: &str, state: &StateDir) -> anyhow::Result<()> {
             "Name '{name}' is in use by a running instance: stop it first, or choose another name"
         )),
         Err(error @ concertina_agent::state_dir::StateError::Name(_)) => Err(error.into()),
-        Ok(Some(entry)) if entry.left_vmm.is_some() => crate::state::find_running(state, name).map(|_| ()),
+        Ok(Some(entry)) if entry.left_vmm.is_some() => {
+            crate::state::find_running(state, name).map(|_| ())
+        }
         _ => Ok(()),
     }
 }

@@ -80,7 +80,10 @@ fn one(host: &Arc<Host>, name: &str) -> Result<(), String> {
     if let Some(intent) = launching {
         return finish_launch(host, name, intent, left);
     }
-    let ending = left.record.as_ref().and_then(|record| record.ending.as_ref());
+    let ending = left
+        .record
+        .as_ref()
+        .and_then(|record| record.ending.as_ref());
     if let Some(ending) = ending {
         host.books.ended(name, &ending.reason);
         return Ok(());
@@ -108,10 +111,14 @@ fn look(host: &Host, name: &str) -> Result<Left, String> {
     let paths = host.state_dir.paths(name).map_err(said)?;
     let record = InstanceRecord::read(&paths.record).map_err(said)?;
     let launch = LaunchRecord::read(&paths.launch).map_err(said)?;
-    let is_ours = record.as_ref().is_some_and(|record| record.ending.is_none());
+    let is_ours = record
+        .as_ref()
+        .is_some_and(|record| record.ending.is_none());
     let recorded = record.as_ref().and_then(|record| record.vmm);
     let answers = || {
-        let seen = crate::vmm::VmmClient::new(&paths.vmm_socket).describe().ok()?;
+        let seen = crate::vmm::VmmClient::new(&paths.vmm_socket)
+            .describe()
+            .ok()?;
         ProcessId::of(seen.pid)
     };
     let vmm = match recorded.filter(ProcessId::is_alive).filter(|_| is_ours) {
@@ -147,12 +154,7 @@ fn enter(host: &Arc<Host>, name: &str, left: Left) -> Result<(), String> {
 }
 
 /// The agent died over a launch: a guest that runs is kept, anything less is undone.
-fn finish_launch(
-    host: &Arc<Host>,
-    name: &str,
-    intent: IntentId,
-    left: Left,
-) -> Result<(), String> {
+fn finish_launch(host: &Arc<Host>, name: &str, intent: IntentId, left: Left) -> Result<(), String> {
     let answers = || {
         let client = crate::vmm::VmmClient::new(&left.paths.vmm_socket);
         client.describe().is_ok()
@@ -181,7 +183,10 @@ fn clean_up(left: &Left) {
     if let Some(vmm) = &left.vmm {
         vmm.id().kill();
     }
-    let group = left.record.as_ref().and_then(|record| record.cgroup.clone());
+    let group = left
+        .record
+        .as_ref()
+        .and_then(|record| record.cgroup.clone());
     if let Some(group) = group
         && let Err(error) = InstanceGroup::existing(group).remove()
     {
@@ -235,7 +240,9 @@ fn take_over(host: &Arc<Host>, name: &str, left: Left) -> Result<(), String> {
 
 fn how_it_ended(paths: &InstancePaths, vmm: Option<ProcessId>) -> VmmExit {
     let record = vmm.and_then(|vmm| exit_record(&paths.exit, vmm.pid));
-    record.map_or(VmmExit::Vanished, |record| VmmExit::from_code(record.status))
+    record.map_or(VmmExit::Vanished, |record| {
+        VmmExit::from_code(record.status)
+    })
 }
 
 /// Brings what was begun to its end, in threads of its own: a guest may take its time.

@@ -65,10 +65,7 @@ fn answer(host: &Arc<Host>, request: &Request) -> Response {
         }
     }
     if known {
-        Response::problem(
-            405,
-            format!("'{}' does not know this method", request.path),
-        )
+        Response::problem(405, format!("'{}' does not know this method", request.path))
     } else {
         Response::not_found(request)
     }
@@ -182,7 +179,10 @@ pub(super) fn stop(call: &Call<'_>) -> Response {
             && let Err(why) = call.host.books().stopping(call.name)
         {
             // It stops all the same; only an agent that dies over it does not go on with it.
-            eprintln!("concertina: The stop of {} is not written down: {why}", call.name);
+            eprintln!(
+                "concertina: The stop of {} is not written down: {why}",
+                call.name
+            );
         }
         response
     })

@@ -243,9 +243,9 @@ impl Host {
         self.state_dir.paths(name)?;
         let mut members = self.members();
         if members.contains_key(name) {
-            return Err(LaunchError::Name(
-                crate::state_dir::LockError::InUse(name.to_owned()),
-            ));
+            return Err(LaunchError::Name(crate::state_dir::LockError::InUse(
+                name.to_owned(),
+            )));
         }
         members.insert(name.to_owned(), Member::Launching);
         Ok(())
@@ -263,12 +263,11 @@ impl Host {
             .admit(name, claim)
             .map_err(LaunchError::Admission)?;
         fault::point("launch_intent");
-        let launched = launch::prepare_on(&self.launch_host, spec, self.owner(name)).and_then(
-            |instance| {
+        let launched =
+            launch::prepare_on(&self.launch_host, spec, self.owner(name)).and_then(|instance| {
                 fault::point("prepared");
                 Core::launch(instance, self.on_end(name))
-            },
-        );
+            });
         fault::point("launched");
         match &launched {
             Ok(core) => self.books.launched(name, intent, Ok(core.size())),

@@ -71,9 +71,10 @@ fn operation(route: &Route, generator: &mut SchemaGenerator) -> Value {
     let content = match body {
         Body::Empty => None,
         Body::Json(describe) => Some(("application/json", json!({"schema": describe(generator)}))),
-        Body::Lines(describe) => {
-            Some(("application/x-ndjson", json!({"schema": describe(generator)})))
-        }
+        Body::Lines(describe) => Some((
+            "application/x-ndjson",
+            json!({"schema": describe(generator)}),
+        )),
         Body::Text(media) => Some((media, json!({"schema": {"type": "string"}}))),
     };
     if let (Some((media, content)), Some(success)) = (content, success.as_object_mut()) {

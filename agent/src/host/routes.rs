@@ -148,7 +148,10 @@ pub(super) const ROUTES: &[Route] = &[
         id: "getEvents",
         summary: "What happened to an instance, one JSON object a line",
         request: None,
-        query: &[("follow", "true: go on with what happens, until it has ended")],
+        query: &[(
+            "follow",
+            "true: go on with what happens, until it has ended",
+        )],
         success: (200, Body::Lines(of::<Event>)),
         failures: &[400, 404],
         answer: api::events_of_one,
@@ -223,7 +226,12 @@ mod tests {
         let route = |id: &str| ROUTES.iter().find(|route| route.id == id).unwrap();
         let one = route("getInstance");
         assert_eq!(matched(one, "/v1/instances/web"), Some(Some("web")));
-        for path in ["/v1/instances/", "/v1/instances", "/v1/instances/web/x", "/"] {
+        for path in [
+            "/v1/instances/",
+            "/v1/instances",
+            "/v1/instances/web/x",
+            "/",
+        ] {
             assert_eq!(matched(one, path), None, "{path}");
         }
         assert_eq!(matched(route("getHost"), "/v1/host"), Some(None));
@@ -233,8 +241,7 @@ mod tests {
     fn no_operation_is_there_twice() {
         for (index, route) in ROUTES.iter().enumerate() {
             let twice = ROUTES.iter().skip(index + 1).any(|other| {
-                other.id == route.id
-                    || (other.method == route.method && other.path == route.path)
+                other.id == route.id || (other.method == route.method && other.path == route.path)
             });
             assert!(!twice, "{}", route.id);
         }

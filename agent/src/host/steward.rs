@@ -32,15 +32,17 @@ type Asked = Arc<Mutex<BTreeMap<(String, Axis), Option<Instant>>>>;
 pub(super) fn start(host: &Arc<Host>) -> io::Result<JoinHandle<()>> {
     let books = Arc::clone(&host.books);
     let host = Arc::downgrade(host);
-    thread::Builder::new().name("steward".into()).spawn(move || {
-        let asked = Asked::default();
-        while books.wait(LOOK_PERIOD) {
-            let Some(host) = host.upgrade() else {
-                return;
-            };
-            look(&host, &asked);
-        }
-    })
+    thread::Builder::new()
+        .name("steward".into())
+        .spawn(move || {
+            let asked = Asked::default();
+            while books.wait(LOOK_PERIOD) {
+                let Some(host) = host.upgrade() else {
+                    return;
+                };
+                look(&host, &asked);
+            }
+        })
 }
 
 fn look(host: &Arc<Host>, asked: &Asked) {

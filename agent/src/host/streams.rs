@@ -41,12 +41,7 @@ fn with_instance(told: &Told) -> String {
 }
 
 /// What has happened to one instance; with `follow` also what happens, until it has ended.
-pub(super) fn of_one(
-    host: &Arc<Host>,
-    name: &str,
-    paths: InstancePaths,
-    follow: bool,
-) -> Response {
+pub(super) fn of_one(host: &Arc<Host>, name: &str, paths: InstancePaths, follow: bool) -> Response {
     let (host, name) = (Arc::clone(host), name.to_owned());
     Response::stream(NDJSON, move |sink| {
         // First of all: what is written while the file is read is heard afterwards.

@@ -52,9 +52,8 @@ pub(crate) fn resize(core: &Core, request: &Request) -> Response {
     if let Some(key) = &wish.key
         && (key.is_empty() || key.chars().count() > KEY_MAX || key.chars().any(char::is_control))
     {
-        let detail = format!(
-            "Key is not allowed: 1 to {KEY_MAX} characters without control characters are"
-        );
+        let detail =
+            format!("Key is not allowed: 1 to {KEY_MAX} characters without control characters are");
         return Response::problem(400, detail);
     }
     let timeout_ms = wish.timeout_ms.unwrap_or(DEFAULT_RESIZE_TIMEOUT_MS);
@@ -77,7 +76,11 @@ pub(crate) fn resize(core: &Core, request: &Request) -> Response {
         .with_net_rate(wish.net_rate)
         .with_key(wish.key.clone())
         .by_policy(core.policy().version);
-    let carry_out = || match wish.key.as_deref().and_then(|key| core.answered_before(key)) {
+    let carry_out = || match wish
+        .key
+        .as_deref()
+        .and_then(|key| core.answered_before(key))
+    {
         Some(report) => report,
         None => {
             let report = core.resizer.carry_out(&order);

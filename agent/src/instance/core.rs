@@ -35,9 +35,7 @@ use crate::policy::PolicyState;
 use crate::poll::Wakeup;
 use crate::resize::Resizer;
 use crate::sentence;
-use crate::state_dir::{
-    Ending, InstancePaths, InstanceRecord, NameLock, ProcessId, StateError,
-};
+use crate::state_dir::{Ending, InstancePaths, InstanceRecord, NameLock, ProcessId, StateError};
 use crate::usage::UsageLog;
 use crate::vmm::{Bond, VmmClient};
 
@@ -194,9 +192,7 @@ impl Core {
             },
             vmm_command,
             boot_source,
-            launched: Instant::now()
-                .checked_sub(age)
-                .unwrap_or_else(Instant::now),
+            launched: Instant::now().checked_sub(age).unwrap_or_else(Instant::now),
             launched_at: launch.launched,
             nets: launch.nets,
             networks,

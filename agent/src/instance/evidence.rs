@@ -151,7 +151,12 @@ mod tests {
     use crate::cgroup::fake_hierarchy;
     use std::fs;
 
-    fn bench() -> (tempfile::TempDir, InstancePaths, InstanceGroup, tempfile::TempDir) {
+    fn bench() -> (
+        tempfile::TempDir,
+        InstancePaths,
+        InstanceGroup,
+        tempfile::TempDir,
+    ) {
         let temp = tempfile::tempdir().unwrap();
         let (cgroup, tree) = fake_hierarchy();
         let group = InstanceGroup::create(&tree, "web").unwrap();

@@ -291,7 +291,9 @@ impl Core {
         })?;
         match told.recv() {
             Ok(result) => result.map(|()| core),
-            Err(_) => Err(LaunchError::Vmm("The supervising thread ended early".into())),
+            Err(_) => Err(LaunchError::Vmm(
+                "The supervising thread ended early".into(),
+            )),
         }
     }
 

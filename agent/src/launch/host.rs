@@ -14,7 +14,7 @@ use crate::state_dir::InstancePaths;
 const SOCKET_PATH_MAX_BYTES: usize = 107;
 
 /// The parts of a host that a launch needs.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Host {
     /// The KVM device.
     pub kvm: PathBuf,

@@ -30,12 +30,12 @@ pub use cmdline::{CMDLINE_MAX_BYTES, command_line};
 pub use error::LaunchError;
 pub(crate) use host::Host;
 #[cfg(test)]
-use images::tests::small_bzimage;
+pub(crate) use images::tests::small_bzimage;
 pub use source::{BootFiles, BootImage, BootSource};
 
 use crate::cgroup::InstanceGroup;
-pub use crate::instance::{ExitReport, Instance, Stopper};
 use crate::instance::Owner;
+pub use crate::instance::{ExitReport, Instance, Stopper};
 use crate::net;
 use crate::plan::cpu;
 use crate::state_dir::{self, InstancePaths, InstanceRecord, StateDir};

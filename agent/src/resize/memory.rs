@@ -264,7 +264,8 @@ impl MemoryAxis {
                 change.timeline.note("guest_total");
                 return self.size();
             }
-            if change.left().is_zero() || matches!((change.claim)(), Claim::Newer | Claim::Closing) {
+            if change.left().is_zero() || matches!((change.claim)(), Claim::Newer | Claim::Closing)
+            {
                 let block = 2 * Bytes::MIB;
                 let counted = total.saturating_sub(known_before) / block * block;
                 change.say(format!(

@@ -516,12 +516,7 @@ impl Resizer {
         self.cpu.try_lock().ok()?.removal_due()
     }
 
-    fn change_cpus(
-        &self,
-        target: Cpus,
-        run: &Run<'_>,
-        timeline: Timeline,
-    ) -> AxisReport<Cpus> {
+    fn change_cpus(&self, target: Cpus, run: &Run<'_>, timeline: Timeline) -> AxisReport<Cpus> {
         let order = run.order;
         let asked = u64::from(target.milli());
         let refused = |why, timeline| {
@@ -563,12 +558,7 @@ impl Resizer {
         report
     }
 
-    fn change_memory(
-        &self,
-        target: Bytes,
-        run: &Run<'_>,
-        timeline: Timeline,
-    ) -> AxisReport<Bytes> {
+    fn change_memory(&self, target: Bytes, run: &Run<'_>, timeline: Timeline) -> AxisReport<Bytes> {
         let order = run.order;
         let refused = |why, timeline| {
             let size = self.size().memory;

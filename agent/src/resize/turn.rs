@@ -34,10 +34,7 @@ impl Turns {
                     *newest = Newest { turn, target };
                 }
             };
-            overtake(
-                &self.cpus,
-                order.cpus.map(|cpus| format!("{cpus} CPUs")),
-            );
+            overtake(&self.cpus, order.cpus.map(|cpus| format!("{cpus} CPUs")));
             overtake(&self.memory, order.memory.map(|memory| memory.to_string()));
         }
         turn

@@ -117,9 +117,7 @@ impl InstanceRecord {
 
     /// Its vmm runs, though its supervisor may not: an agent died or was stopped.
     pub fn runs_on(&self) -> bool {
-        self.socket.is_some()
-            && self.ending.is_none()
-            && self.vmm.is_some_and(|vmm| vmm.is_alive())
+        self.socket.is_some() && self.ending.is_none() && self.vmm.is_some_and(|vmm| vmm.is_alive())
     }
 
     /// Reads a record; `None` when the file does not exist.

@@ -263,8 +263,9 @@ impl VmmProcess {
 
     /// What a process that was not our child says of its end.
     fn last_word(&self) -> VmmExit {
-        exit_record(&self.exit_file, self.id.pid)
-            .map_or(VmmExit::Vanished, |record| VmmExit::from_code(record.status))
+        exit_record(&self.exit_file, self.id.pid).map_or(VmmExit::Vanished, |record| {
+            VmmExit::from_code(record.status)
+        })
     }
 }
 
@@ -475,7 +476,10 @@ mod tests {
         assert!(id.is_alive());
         let exit = temp.path().join("exit.json");
         let mut adopted = VmmProcess::adopt(id, &exit).unwrap().unwrap();
-        assert_eq!(adopted.wait(None, Some(Duration::from_millis(10))).unwrap(), None);
+        assert_eq!(
+            adopted.wait(None, Some(Duration::from_millis(10))).unwrap(),
+            None
+        );
         assert_eq!(adopted.kill().unwrap(), VmmExit::Vanished);
         let other = ProcessId {
             start_ticks: id.start_ticks + 1,

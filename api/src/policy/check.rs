@@ -10,8 +10,8 @@ use super::rule::{REVERSALS, REVERSALS_ALLOWED, WEIGHTS, level_text, time_text};
 use super::step::{MEMORY_STEP, size_text};
 use super::{
     Action, Amount, Axis, Comparison, MAX_DATAPOINTS, MAX_PERIOD_MS, MAX_WAIT_MS, MAX_WEIGHT,
-    MIN_PERIOD_MS, Metric, MetricUnit, Missing, POLICY_VERSION, Policy, PolicyError, Rule, Sources, Window,
-    oscillation,
+    MIN_PERIOD_MS, Metric, MetricUnit, Missing, POLICY_VERSION, Policy, PolicyError, Rule, Sources,
+    Window, oscillation,
 };
 use crate::units::Cpus;
 

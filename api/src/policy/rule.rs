@@ -20,7 +20,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{
     Action, Amount, Axis, Comparison, MAX_DATAPOINTS, MAX_PERIOD_MS, MAX_WAIT_MS, MAX_WEIGHT,
-    MIN_PERIOD_MS, Metric, MetricUnit, Missing, Mode, Policy, PolicyError, Restart, Rule, Target, Threshold, Window,
+    MIN_PERIOD_MS, Metric, MetricUnit, Missing, Mode, Policy, PolicyError, Restart, Rule, Target,
+    Threshold, Window,
 };
 use crate::units::{Bytes, Cpus};
 

@@ -131,7 +131,9 @@ fn wait_for_end(name: &str, state: &StateDir) -> anyhow::Result<Ending> {
         }
         if entry.left_vmm.is_some() && !is_left {
             is_left = true;
-            eprintln!("concertina: The agent is gone; the VM runs on, and the next agent takes it over");
+            eprintln!(
+                "concertina: The agent is gone; the VM runs on, and the next agent takes it over"
+            );
         }
         if !entry.alive && entry.left_vmm.is_none() && is_left {
             bail!("Instance '{name}' has ended while it had no agent");
