@@ -84,11 +84,8 @@ pub fn run(args: &Args, state_dir: Option<&Path>) -> anyhow::Result<i32> {
         host.socket().display()
     );
     let mut present = config;
-    loop {
-        match signals.next().context("Waiting for a signal failed")? {
-            libc::SIGHUP => present = reload(args, &host, present),
-            _ => break,
-        }
+    while signals.next().context("Waiting for a signal failed")? == libc::SIGHUP {
+        present = reload(args, &host, present);
     }
     notify::say(notify::STOPPING);
     stopper.stop();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use concertina_api::policy::Axis;
 
 use super::books::HostBooks;
-use crate::journal::{Answer, IntentId, PolicyMark, Record};
+use crate::journal::{Answer, EndedResize, IntentId, PolicyMark, Record, UsageMark};
 use crate::ledger::Need;
 use crate::policy::{PolicyState, Size};
 use crate::resize::books::{Books, Done, Step};
@@ -50,9 +50,32 @@ impl Books for Account {
         });
     }
 
-    fn remembered(&self) -> Option<PolicyMark> {
+    fn remembered(&self) -> (Option<PolicyMark>, Vec<EndedResize>) {
         self.books
-            .book(|book| book.instances().get(&self.name)?.policy.clone())
+            .book(|book| match book.instances().get(&self.name) {
+                Some(book) => (
+                    book.policy.clone(),
+                    book.unremembered.iter().cloned().collect(),
+                ),
+                None => (None, Vec::new()),
+            })
+    }
+
+    fn size(&self) -> Option<Size> {
+        self.books
+            .book(|book| Some(book.instances().get(&self.name)?.size))
+    }
+
+    fn used(&self, mark: UsageMark) {
+        self.books.write(Record::Usage {
+            instance: self.name.clone(),
+            mark,
+        });
+    }
+
+    fn usage(&self) -> Option<UsageMark> {
+        self.books
+            .book(|book| book.instances().get(&self.name)?.usage.clone())
     }
 
     fn answers(&self, key: &str) -> Vec<Answer> {

@@ -21,7 +21,7 @@ use crate::cgroup::InstanceGroup;
 use crate::clock::Moment;
 use crate::instance::{Adoption, Core, First};
 use crate::journal::{Action, Intent, IntentId};
-use crate::resize::{Cause, MANUAL, Order};
+use crate::resize::{Cause, Order};
 use crate::state_dir::ProcessId;
 use crate::vmm::process::exit_record;
 use crate::vmm::{VmmExit, VmmProcess};
@@ -280,13 +280,8 @@ fn finish_resize(host: &Arc<Host>, core: &Core, intent: &Intent) {
     else {
         return;
     };
-    let cause = if cause == MANUAL {
-        Cause::Manual
-    } else {
-        Cause::Rules(cause.split("; ").map(str::to_owned).collect())
-    };
     let order = Order {
-        cause,
+        cause: Cause::from_text(cause),
         resumes: Some(intent.id),
         note: Some(format!(
             "intent {} of an agent that died, brought to its end",

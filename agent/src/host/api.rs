@@ -6,13 +6,14 @@ use std::thread;
 use concertina_api::host::{
     AxisAccount, HostStatus, LaunchRequest, PolicyInForce, Recommendation, WaitStatus,
 };
-use concertina_api::instance::{InstanceSize, InstanceStatus};
+use concertina_api::instance::{InstanceSize, InstanceStatus, StopRequest};
 use concertina_api::policy::{Axis, Policy};
 use concertina_http::{Handler, HttpError, Request, Response, Server};
 
 use super::routes::{ROUTES, matched};
 use super::{Host, PolicyRefused, openapi as description, streams};
 use crate::clock::Moment;
+use crate::fault;
 use crate::instance::{Core, api as of_instance};
 use crate::launch::LaunchError;
 use crate::ledger::Account;
@@ -174,17 +175,18 @@ pub(super) fn resize(call: &Call<'_>) -> Response {
 
 pub(super) fn stop(call: &Call<'_>) -> Response {
     call.with_instance(|core| {
-        let response = of_instance::stop(core, call.request);
-        if response.is_success()
-            && let Err(why) = call.host.books().stopping(call.name)
-        {
-            // It stops all the same; only an agent that dies over it does not go on with it.
+        if let Err(response) = call.request.json::<StopRequest>() {
+            return response;
+        }
+        // It stops all the same; only an agent that dies over it would not go on with it.
+        if let Err(why) = call.host.books().stopping(call.name) {
             eprintln!(
                 "concertina: The stop of {} is not written down: {why}",
                 call.name
             );
         }
-        response
+        fault::point("stopping");
+        of_instance::stop(core, call.request)
     })
 }
 

@@ -181,12 +181,19 @@ impl HostBooks {
         }));
     }
 
-    /// Writes down that an instance shall end.
+    /// Writes down that an instance shall end, once.
     ///
     /// # Errors
     /// A sentence: it cannot be written down.
-    pub fn stopping(&self, name: &str) -> Result<IntentId, String> {
-        self.begin(name, Action::Stop, None)
+    pub fn stopping(&self, name: &str) -> Result<(), String> {
+        let is_stopping = self.book(|book| {
+            let mut open = book.open_of(name);
+            open.any(|intent| intent.action == Action::Stop)
+        });
+        if is_stopping {
+            return Ok(());
+        }
+        self.begin(name, Action::Stop, None).map(|_| ())
     }
 
     /// An instance has ended, and holds nothing any more.

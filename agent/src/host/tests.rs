@@ -319,6 +319,7 @@ fn an_agent_killed_at_any_step_leaves_what_the_next_one_can_finish_or_undo() {
         "intent",
         "acted",
         "outcome",
+        "stopping",
         "ended",
     ] {
         let bench = bench("obey");
@@ -336,6 +337,9 @@ fn an_agent_killed_at_any_step_leaves_what_the_next_one_can_finish_or_undo() {
         let agent = bench.agent();
         let books = agent.host.books();
         until(fault, || books.book(|book| book.open().count()) == 0);
+        if fault == "stopping" {
+            until(fault, || agent.host.find("web").is_none());
+        }
         match agent.host.find("web") {
             Some(core) => {
                 let status = bench.status("web");
@@ -358,11 +362,19 @@ fn an_agent_killed_at_any_step_leaves_what_the_next_one_can_finish_or_undo() {
                 // A resize that had begun is finished.
                 let began = matches!(fault, "intent" | "acted" | "outcome");
                 assert_eq!(size.memory == Bytes::mib(768), began, "{fault}: {size:?}");
+                assert_ne!(fault, "stopping", "a stop that was asked for goes on");
                 client::stop(&bench.paths("web"), &StopRequest::default()).unwrap();
                 until("the end", || agent.host.find("web").is_none());
             }
             None => {
-                let left = ["launch_intent", "prepared", "spawned", "recorded", "ended"];
+                let left = [
+                    "launch_intent",
+                    "prepared",
+                    "spawned",
+                    "recorded",
+                    "stopping",
+                    "ended",
+                ];
                 assert!(left.contains(&fault), "{fault}: the instance is gone");
                 assert_eq!(books.book(|book| book.instances().len()), 0, "{fault}");
                 assert_eq!(books.account(Axis::Memory).held, 0, "{fault}");
@@ -554,6 +566,28 @@ fn a_policy_is_replaced_while_the_instance_runs_and_counted() {
     let agent = bench.agent();
     let after = agent.host.find("web").unwrap().policy();
     assert_eq!((after.version, &after.policy), (2, &before));
+}
+
+#[test]
+fn cooldowns_outlive_the_agent_also_when_it_dies_before_it_could_write_them_down() {
+    let bench = bench("burn");
+    let mut doomed = bench.doomed_agent("outcome");
+    let mut request = bench.request();
+    request.policy.period_ms = 100;
+    let rule = "cpu > 10% for 100ms: +0.5 cpu, cooldown 10m";
+    request.policy.scale(rule).unwrap();
+    let _ = client::launch(&bench.socket(), "web", &request);
+    doomed.wait().unwrap();
+    let agent = bench.agent();
+    let size = agent.host.find("web").unwrap().size();
+    assert_eq!(size.cpus, Cpus(1000), "the rule has grown it once");
+    until("the rule is held by its cooldown", || {
+        let thresholds = bench.status("web").thresholds;
+        thresholds
+            .iter()
+            .any(|threshold| threshold.state == "cooldown")
+    });
+    assert_eq!(agent.host.find("web").unwrap().size(), size);
 }
 
 #[test]

@@ -14,7 +14,7 @@ use concertina_api::instance::{
     CpuStatus, InstanceSize, InstanceState, InstanceStatus, IoStatus, MemoryStatus, ThresholdStatus,
 };
 use concertina_api::net::NetWish;
-use concertina_api::policy::{Axis, Policy, PolicyBounds};
+use concertina_api::policy::{Axis, Direction, Policy, PolicyBounds};
 use concertina_api::vm::{
     BalloonStatistics, Outcome, ResizeReport, RunState, VmDescription, VmSpec,
 };
@@ -33,7 +33,8 @@ use crate::launch::{BootSource, LaunchError, LaunchSpec};
 use crate::net::{NetPrograms, Networks};
 use crate::policy::PolicyState;
 use crate::poll::Wakeup;
-use crate::resize::Resizer;
+use crate::resize::books::Books;
+use crate::resize::{Cause, Commit, Resizer};
 use crate::sentence;
 use crate::state_dir::{Ending, InstancePaths, InstanceRecord, NameLock, ProcessId, StateError};
 use crate::usage::UsageLog;
@@ -53,6 +54,8 @@ struct Live {
     recommended: Option<InstanceSize>,
     thresholds: Vec<ThresholdStatus>,
     restarts: u64,
+    /// The vmm was taken over and has not answered yet.
+    unseen: bool,
     ended: bool,
 }
 
@@ -180,6 +183,8 @@ impl Core {
         } = adoption;
         let now = Moment::now();
         let age = Duration::from_millis(now.since(&launch.launched).unwrap_or(0));
+        let books = owner.books.as_ref();
+        let remembered = remembered(books, &launch.launched, &launch.policy);
         let networks = match vmm {
             Some(vmm) => Networks::take_over(&launch.nets, &read_spec(&paths)?.nets, vmm)?,
             None => Networks::open(&launch.nets)?,
@@ -193,13 +198,13 @@ impl Core {
             vmm_command,
             boot_source,
             launched: Instant::now().checked_sub(age).unwrap_or_else(Instant::now),
+            remembered: Some(remembered),
             launched_at: launch.launched,
             nets: launch.nets,
             networks,
             vm: launch.vm,
             paths,
             group,
-            remembered: owner.books.remembered().map(|mark| mark.state),
             owner,
             lock,
         })
@@ -268,6 +273,7 @@ impl Core {
                 recommended: None,
                 thresholds: Vec::new(),
                 restarts: 0,
+                unseen: false,
                 ended: false,
             }),
             paths,
@@ -465,8 +471,37 @@ impl Core {
             .launched(&Moment::now(), self.resizer.size(), resident);
     }
 
+    /// A vmm that is at work was found, and is as it says.
+    pub(super) fn take_over_at(&self, seen: &VmDescription) {
+        self.resizer.take_over(seen);
+        self.owner.books.seen(self.resizer.size());
+    }
+
+    /// A vmm that is at work was found, and does not answer.
+    pub(super) fn take_over_unseen(&self) {
+        if let Some(size) = self.owner.books.size() {
+            self.resizer.assume(size);
+        }
+        self.live().unseen = true;
+    }
+
+    /// A vmm has answered; the first answer of one that was taken over unseen says what it has.
+    pub(super) fn answered(&self, seen: &VmDescription) {
+        let unseen = std::mem::take(&mut self.live().unseen);
+        if unseen {
+            self.take_over_at(seen);
+        }
+    }
+
     /// The guest ran before we came: what it held since the last record is counted.
     pub(super) fn go_on_with_usage(&self) {
+        let known = self.owner.books.usage().map(|mark| mark.sequence);
+        if known > self.usage.mark().map(|mark| mark.sequence) {
+            eprintln!(
+                "concertina: The usage file of {} is shorter than it was: records of it are gone",
+                self.name
+            );
+        }
         let resident = Bytes(self.resizer.resident());
         self.usage
             .adopted(&Moment::now(), self.resizer.size(), resident);
@@ -482,6 +517,9 @@ impl Core {
         let now = Moment::now();
         if self.usage.is_due(&now) {
             self.usage.passed(&now, Bytes(self.resizer.resident()));
+            if let Some(mark) = self.usage.mark() {
+                self.owner.books.used(mark);
+            }
         }
     }
 
@@ -610,6 +648,66 @@ fn built_for(vm: &VmSpec) -> PolicyBounds {
             min: vm.boot_memory,
             max: vm.max_memory,
         },
+    }
+}
+
+/// What the decision of an instance remembers that an earlier agent has left, with what had ended when
+/// that one died and was not remembered yet: cooldowns count from there.
+fn remembered(books: &dyn Books, launched: &Moment, policy: &Policy) -> PolicyState {
+    let (mark, ended) = books.remembered();
+    let mut state = mark.map(|mark| mark.state).unwrap_or_default();
+    for resize in ended {
+        let at_ms = resize.at.since(launched).unwrap_or(0);
+        let milli = |cpus: Option<Cpus>| cpus.map(|cpus| u64::from(cpus.milli()));
+        let bytes = |memory: Option<Bytes>| memory.map(Bytes::get);
+        let (from, to, got) = (resize.before, resize.target, resize.after);
+        let axes = [
+            (
+                Axis::Cpus,
+                milli(from.cpus),
+                milli(to.cpus),
+                milli(got.cpus),
+            ),
+            (
+                Axis::Memory,
+                bytes(from.memory),
+                bytes(to.memory),
+                bytes(got.memory),
+            ),
+        ];
+        for (axis, from, to, got) in axes {
+            if let (Some(before), Some(asked), Some(after)) = (from, to, got) {
+                let commit = Commit {
+                    axis,
+                    cause: Cause::from_text(&resize.cause),
+                    before,
+                    asked,
+                    after,
+                    intent: None,
+                };
+                remember(&mut state, policy, &commit, at_ms);
+            }
+        }
+    }
+    state
+}
+
+/// Tells the decision how a resize has ended.
+pub(super) fn remember(state: &mut PolicyState, policy: &Policy, commit: &Commit, now_ms: u64) {
+    let direction = match commit.asked.cmp(&commit.before) {
+        std::cmp::Ordering::Less => Direction::Shrink,
+        _ => Direction::Grow,
+    };
+    let axis = commit.axis;
+    let changed = commit.after != commit.before;
+    match &commit.cause {
+        Cause::Manual => state.resized_by_hand(policy, axis, commit.after, now_ms),
+        Cause::Rules(causes) if changed => {
+            state.committed(policy, axis, direction, causes, now_ms);
+        }
+        Cause::Rules(_) => state.not_reached(axis, direction, now_ms),
+        Cause::Host(_) if changed => state.committed(policy, axis, direction, &[], now_ms),
+        Cause::Host(_) => {}
     }
 }
 

@@ -43,6 +43,8 @@ const SHORT_LIFE: Duration = Duration::from_secs(30);
 /// So many short lives in a row are one too many.
 const SHORT_LIVES_MAX: u32 = 6;
 
+/// How long a vmm that is taken over may take to say what it is.
+const ADOPTION_DEADLINE: Duration = Duration::from_secs(1);
 /// First pause before a start after a failure; it doubles with each further one.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
 /// Longest pause before a start after a failure.
@@ -326,10 +328,10 @@ impl<'a> Life<'a> {
     fn taken_over(core: &'a Core, vmm: VmmProcess) -> Self {
         let id = vmm.id();
         core.set_vmm(Some(id), InstanceState::Running);
-        // One that hangs is taken over at the size that the books have for it.
-        if let Ok(seen) = core.vmm.describe() {
-            core.resizer.take_over(&seen);
-            core.owner.books.seen(core.resizer.size());
+        match core.vmm.with_deadline(ADOPTION_DEADLINE).describe() {
+            Ok(seen) => core.take_over_at(&seen),
+            // One that hangs has the size that the books have, until it answers.
+            Err(_) => core.take_over_unseen(),
         }
         core.go_on_with_usage();
         core.events.append(EventKind::Adopted {

@@ -17,7 +17,7 @@ use concertina_api::instance::{InstanceState, ThresholdStatus};
 use concertina_api::policy::{Axis, Direction, Metric, Mode, Policy, Rule};
 use concertina_api::vm::{RunState, VmDescription};
 
-use super::core::{Core, InForce};
+use super::core::{Core, InForce, remember};
 use super::disks::DiskWatch;
 use super::needs;
 use super::news::News;
@@ -120,6 +120,7 @@ impl Watcher {
                 Err(_) => thread::sleep(LEAST_TICK),
             }
         };
+        core.answered(&seen);
         let mut sampler = sampler_of(Path::new("/proc"), &seen, core.group.path());
         sampler.rebase();
         let in_force = core.policy();
@@ -440,25 +441,7 @@ impl Watcher {
         let now_ms = self.core.uptime_ms();
         let in_force = Arc::clone(&self.in_force);
         for commit in &commits {
-            let direction = match commit.asked.cmp(&commit.before) {
-                std::cmp::Ordering::Less => Direction::Shrink,
-                _ => Direction::Grow,
-            };
-            let (policy, axis) = (&in_force.policy, commit.axis);
-            match &commit.cause {
-                Cause::Manual => self
-                    .state
-                    .resized_by_hand(policy, axis, commit.after, now_ms),
-                Cause::Rules(causes) if commit.after != commit.before => {
-                    self.state
-                        .committed(policy, axis, direction, causes, now_ms);
-                }
-                Cause::Rules(_) => self.state.not_reached(axis, direction, now_ms),
-                Cause::Host(_) if commit.after != commit.before => {
-                    self.state.committed(policy, axis, direction, &[], now_ms);
-                }
-                Cause::Host(_) => {}
-            }
+            remember(&mut self.state, &in_force.policy, commit, now_ms);
         }
         if !commits.is_empty() {
             self.core

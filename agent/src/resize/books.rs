@@ -10,7 +10,7 @@ use concertina_api::policy::Axis;
 use concertina_api::vm::Outcome;
 
 use super::Order;
-use crate::journal::{Answer, IntentId, PolicyMark};
+use crate::journal::{Answer, EndedResize, IntentId, PolicyMark, UsageMark};
 use crate::ledger::Need;
 use crate::policy::{PolicyState, Size};
 
@@ -65,8 +65,22 @@ pub trait Books: Debug + Send + Sync {
     /// What the decision remembers, for the agent after this one.
     fn remember(&self, _version: u64, _state: &PolicyState) {}
 
-    /// What it remembered when the agent before this one ended.
-    fn remembered(&self) -> Option<PolicyMark> {
+    /// What it remembered when the agent before this one ended, and the resizes that ended after that
+    /// was written down.
+    fn remembered(&self) -> (Option<PolicyMark>, Vec<EndedResize>) {
+        (None, Vec::new())
+    }
+
+    /// The size as the books have it.
+    fn size(&self) -> Option<Size> {
+        None
+    }
+
+    /// How far the usage file has come: whoever cuts its end contradicts this.
+    fn used(&self, _mark: UsageMark) {}
+
+    /// How far the usage file had come when the agent before this one ended.
+    fn usage(&self) -> Option<UsageMark> {
         None
     }
 

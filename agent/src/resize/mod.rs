@@ -72,10 +72,22 @@ impl Cause {
         match self {
             Self::Manual => MANUAL.into(),
             Self::Rules(rules) => rules.join("; "),
-            Self::Host(why) => format!("host: {why}"),
+            Self::Host(why) => format!("{HOST}{why}"),
+        }
+    }
+
+    /// Reads such a word.
+    pub fn from_text(text: &str) -> Self {
+        match text.strip_prefix(HOST) {
+            Some(why) => Self::Host(why.to_owned()),
+            None if text == MANUAL => Self::Manual,
+            None => Self::Rules(text.split("; ").map(str::to_owned).collect()),
         }
     }
 }
+
+/// How the word of what the host wants begins.
+const HOST: &str = "host: ";
 
 /// What a person's wish is called in events and in the journal.
 pub const MANUAL: &str = "manual";
@@ -320,6 +332,12 @@ impl Resizer {
         };
         *lock(&self.target) = self.size();
         *lock(&self.held) = memory.held();
+    }
+
+    /// Takes over a vmm that does not answer: its size is what was last known.
+    pub fn assume(&self, size: Size) {
+        *lock(&self.size) = size;
+        *lock(&self.target) = size;
     }
 
     /// Other bounds, within those that the VM was built for, and another time to hold.
