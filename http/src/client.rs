@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use crate::connection::{Connection, content_length};
+use crate::connection::{Connection, content_length, has_token};
 use crate::message::{TYPE_JSON, TYPE_PROBLEM};
 use crate::{HEAD_LIMIT_BYTES, HEADER_COUNT_LIMIT, HttpError, Method, Response};
 
@@ -70,6 +70,77 @@ pub fn send<B: Serialize + ?Sized>(
             detail: response.detail(),
         })
     }
+}
+
+/// A connection that is kept for the next request to the same server: asking again and again costs no
+/// connection each time.
+#[derive(Debug, Default)]
+pub struct Kept(Option<Connection>);
+
+impl Kept {
+    /// Reads a value, on the connection of before where there is one.
+    ///
+    /// # Errors
+    /// As for [`get_json`]; the connection is not kept then.
+    pub fn get_json<T: DeserializeOwned>(
+        &mut self,
+        socket: &Path,
+        path: &str,
+        timeout: Duration,
+    ) -> Result<T, HttpError> {
+        let deadline = Instant::now() + timeout;
+        if let Some(connection) = self.0.take() {
+            // Its server may have closed it in the meantime: then nothing of an answer comes, and the
+            // question is asked again on another one.
+            match self.ask(connection, socket, path, deadline) {
+                Err(error) if is_closed(&error) => {}
+                answered => return answered,
+            }
+        }
+        let stream = connect(socket, timeout).map_err(|source| HttpError::Connect {
+            path: socket.to_owned(),
+            source,
+        })?;
+        self.ask(Connection::new(stream), socket, path, deadline)
+    }
+
+    fn ask<T: DeserializeOwned>(
+        &mut self,
+        mut connection: Connection,
+        socket: &Path,
+        path: &str,
+        deadline: Instant,
+    ) -> Result<T, HttpError> {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        let written = connection.write(request.as_bytes(), deadline);
+        written.map_err(|source| HttpError::Exchange {
+            path: socket.to_owned(),
+            source,
+        })?;
+        let head = read_head(&mut connection, socket, deadline)?;
+        let response = read_body(&mut connection, socket, &head, deadline)?;
+        if !head.closes && head.body_bytes.is_some() {
+            self.0 = Some(connection);
+        }
+        if !response.is_success() {
+            return Err(HttpError::Status {
+                status: response.status,
+                detail: response.detail(),
+            });
+        }
+        Ok(serde_json::from_slice(&response.body)?)
+    }
+}
+
+/// Whether the server had closed the connection.
+fn is_closed(error: &HttpError) -> bool {
+    let HttpError::Exchange { source, .. } = error else {
+        return false;
+    };
+    matches!(
+        source.kind(),
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+    )
 }
 
 /// Connects; a server that hangs, with its queue full, costs the timeout and no more.
@@ -158,6 +229,8 @@ struct Head {
     content_type: &'static str,
     length_bytes: usize,
     body_bytes: Option<usize>,
+    /// The connection ends with this answer.
+    closes: bool,
 }
 
 fn read_response(
@@ -264,5 +337,6 @@ fn parse_response_head(bytes: &[u8]) -> Result<Option<Head>, String> {
         content_type,
         length_bytes,
         body_bytes: content_length(parsed.headers)?,
+        closes: named("connection").is_some_and(|header| has_token(header.value, "close")),
     }))
 }

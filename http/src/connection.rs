@@ -58,6 +58,7 @@ pub(crate) struct Framing {
 }
 
 /// A stream with what was read from it and not yet used.
+#[derive(Debug)]
 pub(crate) struct Connection {
     stream: UnixStream,
     buffer: Vec<u8>,
@@ -387,7 +388,7 @@ pub(crate) fn content_length(headers: &[httparse::Header<'_>]) -> Result<Option<
 }
 
 /// Is `token` in a comma-separated header value?
-fn has_token(value: &[u8], token: &str) -> bool {
+pub(crate) fn has_token(value: &[u8], token: &str) -> bool {
     value
         .split(|&b| b == b',')
         .any(|part| part.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))

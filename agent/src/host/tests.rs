@@ -29,7 +29,7 @@ use crate::testing::process_command;
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// A host in temporary folders.
-struct Bench {
+pub(super) struct Bench {
     temp: tempfile::TempDir,
     cgroup: tempfile::TempDir,
     behaviour: &'static str,
@@ -46,7 +46,7 @@ struct Told {
     memory: Bytes,
 }
 
-fn bench(behaviour: &'static str) -> Bench {
+pub(super) fn bench(behaviour: &'static str) -> Bench {
     let temp = tempfile::tempdir().unwrap();
     let (cgroup, _tree) = fake_hierarchy();
     fs::write(temp.path().join("kernel"), small_bzimage()).unwrap();
@@ -138,11 +138,11 @@ impl Bench {
         }
     }
 
-    fn state_dir(&self) -> PathBuf {
+    pub(super) fn state_dir(&self) -> PathBuf {
         self.temp.path().join("state")
     }
 
-    fn socket(&self) -> PathBuf {
+    pub(super) fn socket(&self) -> PathBuf {
         default_socket(&self.state_dir())
     }
 
@@ -150,11 +150,22 @@ impl Bench {
         Agent::start(&self.told())
     }
 
+    /// Folder that plays the cgroup tree.
+    pub(super) fn cgroup(&self) -> &Path {
+        self.cgroup.path()
+    }
+
+    /// What an agent in a process of its own is told, in a file.
+    pub(super) fn write_told(&self) -> PathBuf {
+        let told = self.temp.path().join("told.json");
+        fs::write(&told, serde_json::to_vec(&self.told()).unwrap()).unwrap();
+        told
+    }
+
     /// An agent in a process of its own, which dies at a point; it serves when this returns, unless
     /// that point was before.
     fn doomed_agent(&self, fault: &str) -> Child {
-        let told = self.temp.path().join("told.json");
-        fs::write(&told, serde_json::to_vec(&self.told()).unwrap()).unwrap();
+        let told = self.write_told();
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args([
                 "host::tests::agent_process",
@@ -199,7 +210,7 @@ impl Bench {
         client::launch(&self.socket(), name, &self.request())
     }
 
-    fn paths(&self, name: &str) -> InstancePaths {
+    pub(super) fn paths(&self, name: &str) -> InstancePaths {
         InstancePaths::in_dir(self.state_dir().join(name))
     }
 
@@ -223,7 +234,7 @@ impl Bench {
             .collect()
     }
 
-    fn host_status(&self) -> HostStatus {
+    pub(super) fn host_status(&self) -> HostStatus {
         http::get_json(&self.socket(), "/v1/host", LIMIT).unwrap()
     }
 }
