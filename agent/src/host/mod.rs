@@ -295,6 +295,18 @@ impl Host {
             boot_image,
             policy,
         } = request;
+        let named = [Some(&kernel), initrd.as_ref(), seed.as_ref()];
+        let disks_named = disks.iter().map(|disk| &disk.path);
+        let images = boot_image
+            .iter()
+            .flat_map(|boot| [&boot.image, &boot.cache]);
+        let mut all = named.into_iter().flatten().chain(disks_named).chain(images);
+        if let Some(path) = all.find(|path| !path.is_absolute()) {
+            return Err(LaunchError::Request(format!(
+                "Path '{}' is not allowed: the agent needs it from the root, as in /srv/disk.img",
+                path.display()
+            )));
+        }
         let seed = seed.as_deref().map(std::fs::read).transpose();
         let seed = seed.map_err(|error| {
             LaunchError::Request(format!("The seed disk cannot be read: {error}"))
