@@ -256,6 +256,9 @@ fn agent_process() {
         return;
     };
     let told: Told = serde_json::from_slice(&fs::read(told).unwrap()).unwrap();
+    // As `concertina agent` has it.
+    // SAFETY: mallopt changes tunables of the allocator.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 2) };
     let _agent = Agent::start(&told);
     loop {
         std::thread::park_timeout(Duration::from_secs(1));
