@@ -1,7 +1,7 @@
 //! How long after the request a resize is seen: in the guest for growing, on the host for shrinking.
 //!
-//! Each kind of resize is one small program over [`Machine`], so that our agent, our VM process and
-//! QEMU go through the same steps with the same guest, watched in the same way.
+//! Each kind of resize is one small program over [`Machine`], so that our agent and QEMU go through the
+//! same steps with the same guest, watched in the same way.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -30,18 +30,16 @@ const GROWN_MIB: u64 = 768;
 const BALLOON_GUEST_MIB: u64 = 1024;
 const BALLOON_MIB: u64 = 512;
 
-/// All resizes of ours: through the agent, and of the VM's process alone.
+/// All resizes of ours, through the agent as a user asks for them; the balloon, which nobody asks the
+/// agent for, from the VM's process.
 pub fn measure(options: &Options, results: &mut Results) -> Result<()> {
     quota(options, results)?;
     {
-        let mut ours = Ours::launch(options, "1..2", "256M..768M", &[])?;
-        sizes(&ours, options.rounds, results)?;
-        ours.ask_the_vm_itself();
-        sizes(&ours, options.rounds, results)?;
+        let ours = Ours::launch(options, "1..2", "256M..768M", &[])?;
+        sizes(&ours, options.rounds, results).with_context(|| ours.last_words())?;
     }
-    let mut ours = Ours::launch(options, "1", "1G", &[])?;
-    ours.ask_the_vm_itself();
-    balloon(&ours, options.rounds, results)
+    let ours = Ours::launch(options, "1", "1G", &[])?;
+    balloon(&ours, options.rounds, results).with_context(|| ours.last_words())
 }
 
 /// The same resizes under QEMU.
