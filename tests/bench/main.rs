@@ -31,7 +31,8 @@ Usage: bench PART[,PART]... --kernel FILE --initrd FILE --out FILE [--rounds N] 
   footprint       memory of an instance beside its guest's RAM, and of its idle guest
   reaction        from a load step in the guest to the vCPU that a threshold adds
   latency         from the request to the resize that is seen
-  peer            the same under QEMU
+  balloon         the same for a balloon, asked from the VM's process
+  peer            all these resizes under QEMU
   io              disk, network and vsock, ours and QEMU's
   probe           the guest's end of 'io'
   report          prints the results of several runs as a table, and writes them to one file
@@ -113,6 +114,7 @@ fn run(arguments: &[String]) -> Result<()> {
                 "footprint" => footprint::measure(&options, &mut results)?,
                 "reaction" => reaction::measure(&options, &mut results)?,
                 "latency" => latency::measure(&options, &mut results)?,
+                "balloon" => latency::measure_balloon(&options, &mut results)?,
                 "peer" => latency::measure_peer(&options, &mut results)?,
                 "io" => io::measure(&options, &mut results)?,
                 _ => bail!("'{part}' is not a part of the benchmark\n{USAGE}"),

@@ -88,7 +88,8 @@ pub fn measure(sides: &mut [Side; 2], rounds: usize, results: &mut Results) -> R
     for side in sides.iter_mut() {
         // Every block exists before anything is measured.
         side.guest
-            .run("dd if=/dev/zero of=/dev/vda bs=1M 2>/dev/null; echo done")?;
+            .run("dd if=/dev/zero of=/dev/vda bs=1M oflag=direct 2>/dev/null; echo done")
+            .with_context(|| format!("Filling the disk of {}", side.name))?;
     }
     for job in &JOBS {
         let mut samples = [Vec::new(), Vec::new()];

@@ -22,7 +22,7 @@ use crate::ours::Ours;
 use crate::peer::Peer;
 use crate::report::Results;
 
-const DISK_MIB: u64 = 512;
+const DISK_MIB: u64 = 128;
 /// Room for the programs that measure, which the guests have in memory.
 const GUEST_MIB: u64 = 768;
 /// Context identifier of QEMU's guest; ours needs none on the host.

@@ -550,7 +550,9 @@ fn a_limit_holds_requests_back_until_there_are_tokens_or_it_is_raised() {
         assert!(is_readable(fd, Duration::from_secs(10)));
         rig.device.host_event();
     }
-    // One has passed; the second waits, and does not wake anybody before its time.
+    // One has passed, and its announcement is taken as well; the second waits, and does not wake anybody
+    // before its time.
+    rig.device.host_event();
     rig.device.queue_notified(0);
     assert!(rig.device.waiting.is_some());
     assert!(!is_readable(fd, Duration::from_millis(50)));
