@@ -11,12 +11,14 @@ mod instance;
 pub mod proc;
 mod shell;
 mod turn;
+mod uplink;
 
 pub use command::{Finished, concertina, concertina_as, concertina_with};
 pub use host::{GuestFiles, Image, Series, guest, images, require_host};
 pub use instance::{Instance, Launch};
 pub use shell::Shell;
 pub use turn::alone;
+pub use uplink::Uplink;
 
 use std::time::{Duration, Instant};
 

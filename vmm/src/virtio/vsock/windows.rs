@@ -13,6 +13,7 @@ const BUDGET: u32 = 4 << 20;
 /// A new connection gets this part of what is left, so that there is always something left.
 const SHARE: u32 = 16;
 /// All windows together never promise more bytes than this: 8 MiB.
+#[cfg(any(test, feature = "fuzzing"))]
 pub const MOST_PROMISED: usize = MAX_CONNECTIONS * LEAST as usize + BUDGET as usize;
 
 /// What is left to be promised.
