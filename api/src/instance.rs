@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::disk::{DiskRate, DiskStatus};
+use crate::io::IoRate;
 use crate::net::{NetRateChange, NetStatus};
 use crate::units::{Bytes, Cpus, Quota};
 use crate::vm::ResizeReport;
@@ -86,6 +87,23 @@ pub struct IoStatus {
     /// Network interfaces, in the guest's order.
     #[serde(default)]
     pub nets: Vec<NetStatus>,
+    /// The limit of each disk, where it has bounds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_rate: Option<RateStatus>,
+    /// The limit of each network interface in each direction, where it has bounds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub net_rate: Option<RateStatus>,
+}
+
+/// A limit on I/O that has bounds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RateStatus {
+    /// Lower bound.
+    pub min: IoRate,
+    /// Upper bound.
+    pub max: IoRate,
+    /// What the devices shall have; what they have is in their own status.
+    pub target: IoRate,
 }
 
 /// How one threshold stands.

@@ -6,6 +6,7 @@
 //! | `GET /v1/vm` | | [`VmDescription`] |
 //! | `PUT /v1/vm/resize` | [`VmResize`] | [`ResizeReport`] of [`VmSize`] |
 //! | `GET /v1/vm/disks` | | list of [`DiskStatus`] |
+//! | `GET /v1/vm/nets` | | list of [`NetStatus`] |
 //! | `GET /v1/vm/balloon/statistics` | | [`BalloonStatistics`] (fresh, or the last with its age) |
 //! | `PUT /v1/vm/pause`, `/resume`, `/power-button`, `/stop` | | 204 |
 

@@ -8,11 +8,11 @@ use concertina_agent::state_dir::{Ending, InstanceEntry, StateDir};
 use concertina_api::disk::DiskStatus;
 use concertina_api::instance::{
     CpuStatus, GuestStatus, InstanceSize, InstanceState, InstanceStatus, IoStatus, MemoryStatus,
-    ThresholdStatus,
+    RateStatus, ThresholdStatus,
 };
 use concertina_api::net::{NetRates, NetStatus, NetTraffic};
 use concertina_api::vm::ResizeReport;
-use concertina_api::{Bytes, Cpus, Quota};
+use concertina_api::{Bytes, Cpus, IoRate, Quota};
 use serde::Serialize;
 
 use crate::{output, state};
@@ -27,7 +27,8 @@ JSON fields: name, state, uptime_ms, cpus {min,max,target,online,quota}, memory 
 plugged,balloon,guest_total,guest_available,host_resident} in bytes, io {disks [{path,capacity,
 read_only,serial,rate,engine,direct,read_bytes,written_bytes,reads,writes,flushes,discards,throttled,
 errors,last_error,bad_requests}], nets [{link,tap,mac,link_up,driver_ready,rx,tx {bytes,frames,drops,
-throttled},bad_requests,rates {rx,tx}}]}, guest (what the agent in the guest says, or null), last_resize,
+throttled},bad_requests,rates {rx,tx}}], disk_rate and net_rate {min,max,target} where such limits have
+bounds}, guest (what the agent in the guest says, or null), last_resize,
 thresholds [{rule,state,last_value}], recommended {cpus,memory} where a policy with mode = \"recommend\"
 wants another size. An unknown value is null. Of an instance that ended only name, state
 and ending {status,reason,time} are known. States: starting, running, paused, stopping, stopped,
@@ -203,7 +204,7 @@ fn describe(status: &InstanceStatus) -> String {
             .map(|pid| format!(", vmm {pid}"))
             .unwrap_or_default(),
     );
-    text.push_str(&size_table(&status.cpus, &status.memory));
+    text.push_str(&size_table(status));
     text.push_str("\n\n");
     if !status.io.disks.is_empty() {
         text.push_str(&disk_table(&status.io.disks));
@@ -297,9 +298,10 @@ fn net_table(nets: &[NetStatus]) -> String {
     output::table(&head, &rows, &[0, 3, 4, 5])
 }
 
-fn size_table(cpus: &CpuStatus, memory: &MemoryStatus) -> String {
+fn size_table(status: &InstanceStatus) -> String {
+    let (cpus, memory, io) = (&status.cpus, &status.memory, &status.io);
     let unknown = |bytes: Option<Bytes>| bytes.map_or("unknown".to_owned(), output::size);
-    let rows = [
+    let mut rows = vec![
         vec![
             "cpus".to_owned(),
             cpus.min.to_string(),
@@ -324,11 +326,36 @@ fn size_table(cpus: &CpuStatus, memory: &MemoryStatus) -> String {
             ),
         ],
     ];
+    let has = io.disks.first().map(|disk| disk.rate);
+    let limit = rate_row("disk rate", io.disk_rate, has, "of each disk");
+    rows.extend(limit);
+    let has = io.nets.first().map(|net| net.rates.rx);
+    let of = "of each network interface, in each direction";
+    rows.extend(rate_row("net rate", io.net_rate, has, of));
     output::table(
         &["", "MIN", "MAX", "TARGET", "HAS", ""],
         &rows,
         &[1, 2, 3, 4],
     )
+}
+
+/// A limit that has bounds: all devices of a kind have the same.
+fn rate_row(
+    name: &str,
+    limit: Option<RateStatus>,
+    has: Option<IoRate>,
+    of: &str,
+) -> Option<Vec<String>> {
+    let limit = limit?;
+    let has = has.map_or("unknown".to_owned(), |rate| rate.to_string());
+    Some(vec![
+        name.to_owned(),
+        limit.min.to_string(),
+        limit.max.to_string(),
+        limit.target.to_string(),
+        has,
+        of.to_owned(),
+    ])
 }
 
 /// A size in words: `2 CPUs and 512M`.
@@ -376,7 +403,6 @@ pub fn describe_resize(report: &ResizeReport<InstanceSize>) -> String {
 pub mod tests {
     use std::collections::BTreeMap;
 
-    use concertina_api::IoRate;
     use concertina_api::net::NetLink;
     use concertina_api::vm::Outcome;
     use serde_json::json;
@@ -413,6 +439,12 @@ pub mod tests {
                 host_resident: Bytes::mib(90),
             },
             io: IoStatus {
+                disk_rate: Some(RateStatus {
+                    min: "10M,500iops".parse().unwrap(),
+                    max: "100M,5000iops".parse().unwrap(),
+                    target: "60M,2000iops".parse().unwrap(),
+                }),
+                net_rate: None,
                 disks: vec![DiskStatus {
                     path: "/srv/data.img".into(),
                     capacity: Bytes::mib(2048),
@@ -491,6 +523,8 @@ pub mod tests {
             "/memory/guest_available",
             "/memory/host_resident",
             "/io/disks/0/path",
+            "/io/disk_rate/min/bytes_per_s",
+            "/io/disk_rate/target/ops_per_s",
             "/io/disks/0/rate/bytes_per_s",
             "/io/disks/0/errors",
             "/io/nets/0/mac",
@@ -524,6 +558,9 @@ pub mod tests {
             "90M",
             "/srv/data.img",
             "50M,2000iops",
+            "60M,2000iops",
+            "100M,5000iops",
+            "of each disk",
             "read-only, 2 failed, the last: Read: broken",
             "vm0",
             "02:00:00:00:00:01",

@@ -9,9 +9,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use concertina_api::instance::{
-    CpuStatus, InstanceSize, InstanceState, InstanceStatus, IoStatus, MemoryStatus, ThresholdStatus,
+    CpuStatus, InstanceSize, InstanceState, InstanceStatus, IoStatus, MemoryStatus, RateStatus,
+    ThresholdStatus,
 };
-use concertina_api::policy::Policy;
+use concertina_api::net::{NetSpec, NetWish};
+use concertina_api::policy::{Device, Policy};
 use concertina_api::vm::{BalloonStatistics, RunState, VmDescription, VmSpec};
 use concertina_api::{Bytes, Quota};
 
@@ -26,6 +28,7 @@ use crate::net::{NetPrograms, Networks};
 use crate::poll::Wakeup;
 use crate::resize::Resizer;
 use crate::resize::capacity::HostMemory;
+use crate::resize::io::IoRates;
 use crate::sentence;
 use crate::state_dir::{Ending, InstancePaths, InstanceRecord, ProcessId, StateError};
 use crate::usage::UsageLog;
@@ -109,6 +112,7 @@ impl Core {
             Arc::clone(&events),
             Box::new(HostMemory::new(Path::new("/proc/meminfo"))),
         )
+        .with_io(spec.policy.io, first_rates(&vm, &spec.nets))
         .with_hooks(channel.clone())
         .with_usage(Arc::clone(&usage));
         let core = Self {
@@ -156,10 +160,26 @@ impl Core {
         }
     }
 
-    /// What the vmm of the next life is told, but for its network interfaces.
-    pub(super) fn vm_spec(&self) -> VmSpec {
+    fn vm_spec(&self) -> VmSpec {
         let vm = self.vm.lock().unwrap_or_else(PoisonError::into_inner);
         vm.clone()
+    }
+
+    /// What the vmm of the next life is told, with these network interfaces. Limits on I/O are those
+    /// that were set last: the guest that starts again has not asked for others.
+    pub(super) fn spec_of_life(&self, nets: Vec<NetSpec>) -> VmSpec {
+        let rates = self.resizer.rates();
+        let mut vm = VmSpec {
+            nets,
+            ..self.vm_spec()
+        };
+        for (disk, rate) in vm.disks.iter_mut().zip(rates.disks) {
+            disk.rate = rate;
+        }
+        for (net, rates) in vm.nets.iter_mut().zip(rates.nets) {
+            net.rates = rates;
+        }
+        vm
     }
 
     /// Takes back a launch that did not come to a running guest.
@@ -316,6 +336,8 @@ impl Core {
             io: IoStatus {
                 disks: seen.map_or_else(Vec::new, |vm| vm.disks.clone()),
                 nets: seen.map_or_else(Vec::new, |vm| vm.nets.clone()),
+                disk_rate: self.rate_status(Device::Disk),
+                net_rate: self.rate_status(Device::Net),
             },
             guest: self.channel.status(),
             last_resize: self.resizer.last_report(),
@@ -324,10 +346,28 @@ impl Core {
         }
     }
 
+    /// Bounds and target of the limits of one kind of devices, where they have bounds.
+    fn rate_status(&self, device: Device) -> Option<RateStatus> {
+        let bounds = self.policy.io.of(device)?;
+        Some(RateStatus {
+            min: bounds.min(),
+            max: bounds.max(),
+            target: self.resizer.rates().of(device)?,
+        })
+    }
+
     fn live(&self) -> MutexGuard<'_, Live> {
         self.live
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+/// The limits that the devices of an instance start with.
+fn first_rates(vm: &VmSpec, nets: &[NetWish]) -> IoRates {
+    IoRates {
+        disks: vm.disks.iter().map(|disk| disk.rate).collect(),
+        nets: nets.iter().map(|wish| wish.rates).collect(),
     }
 }
 

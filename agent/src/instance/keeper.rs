@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 
 use concertina_api::event::EventKind;
 use concertina_api::instance::InstanceState;
-use concertina_api::vm::VmSpec;
 
 use super::core::Core;
 use super::stop::StopWish;
@@ -135,10 +134,7 @@ impl<'a> Life<'a> {
         let procs = core.group.open_procs()?;
         let (command, spec, log) = (&core.vmm_command, &core.paths.vm_spec, &core.paths.vmm_log);
         let net = core.networks.begin_life()?;
-        let told = VmSpec {
-            nets: net.specs(),
-            ..core.vm_spec()
-        };
+        let told = core.spec_of_life(net.specs());
         write_json(spec, &told)?;
         let spawned = VmmProcess::spawn(command, spec, procs, log, &net.descriptors());
         let vmm = spawned.map_err(|source| {

@@ -4,6 +4,7 @@
 //! something is urgent, a resize has ended, or the life is over. A resize runs in a thread of its own, so that one axis never makes the other
 //! one wait, nor the looking.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::RawFd;
 use std::path::Path;
@@ -14,7 +15,9 @@ use std::time::{Duration, Instant};
 
 use concertina_api::event::EventKind;
 use concertina_api::instance::{InstanceState, ThresholdStatus};
-use concertina_api::policy::{Axis, Direction, Metric, Mode, Policy, Rule};
+use concertina_api::policy::{
+    Axis, Device, Direction, Metric, Mode, Policy, Resource, Rule, Source,
+};
 use concertina_api::vm::{RunState, VmDescription};
 
 use super::core::Core;
@@ -22,12 +25,12 @@ use super::disks::DiskWatch;
 use super::news::News;
 use super::recommend::Recommendations;
 use crate::plan::memory::Held as HeldMemory;
-use crate::policy::{Decision, MemoryShort, Observations, PolicyState, Size, Wish, decide};
+use crate::policy::{Decision, MemoryShort, Observations, PolicyState, Sample, Size, Wish, decide};
 use crate::poll::{self, Wakeup};
 use crate::resize::{Cause, Order};
 use crate::signals::kvm::{DEBUGFS_KVM, KvmStatistics};
 use crate::signals::psi::Trigger;
-use crate::signals::{Present, Sampler};
+use crate::signals::{IoSampler, Present, Sampler};
 
 /// Deadline of growth that a rule asks for.
 const GROW_TIMEOUT: Duration = Duration::from_secs(10);
@@ -100,6 +103,12 @@ struct Watcher {
     triggers: Vec<Trigger>,
     cpus: Option<Running>,
     memory: Option<Running>,
+    /// Limits on I/O, all of them one after the other.
+    io: Option<JoinHandle<()>>,
+    disk_load: IoSampler,
+    net_load: IoSampler,
+    /// What the devices did up to the last look at them.
+    io_samples: BTreeMap<Metric, Sample>,
     news: News,
     recommendations: Recommendations,
     began: Instant,
@@ -130,6 +139,10 @@ impl Watcher {
             triggers: triggers(&core.policy, core.group.path()),
             cpus: None,
             memory: None,
+            io: None,
+            disk_load: IoSampler::new(Device::Disk),
+            net_load: IoSampler::new(Device::Net),
+            io_samples: BTreeMap::new(),
             news: News::default(),
             recommendations: Recommendations::default(),
             began: Instant::now(),
@@ -156,7 +169,7 @@ impl Watcher {
             let changed = self.take_commits();
             if due {
                 self.look_at_disks(now);
-                self.look_at_networks();
+                self.look_at_networks(now);
             }
             let alarm = self.core.channel.take_alarm();
             if due || changed || alarm || waited.unwrap_or(false) {
@@ -165,8 +178,9 @@ impl Watcher {
             self.settle(now);
             self.core.keep_usage();
         }
-        for running in [self.cpus.take(), self.memory.take()].into_iter().flatten() {
-            let _ = running.thread.join();
+        let resizes = [self.cpus.take(), self.memory.take()].into_iter().flatten();
+        for thread in resizes.map(|running| running.thread).chain(self.io.take()) {
+            let _ = thread.join();
         }
     }
 
@@ -212,9 +226,13 @@ impl Watcher {
         }
         seen.cpus_busy = self.is_busy(Axis::Cpus);
         seen.memory_busy = self.is_busy(Axis::Memory);
+        let io_runs = self.io.as_ref().is_some_and(|thread| !thread.is_finished());
+        seen.io_busy = io_runs || self.core.resizer.is_busy(Resource::DiskBytes);
+        seen.limits = self.core.resizer.limits();
+        seen.samples.extend(self.io_samples.clone());
         let (state, decision) = decide(&self.policy, &self.state, &seen, &size, now_ms);
         self.state = state;
-        self.report(&decision, &size);
+        self.report(&decision, &size, &seen);
         match self.policy.mode {
             Mode::Act => self.act(decision, &seen),
             Mode::Recommend => self.recommend(&decision, &size),
@@ -252,7 +270,7 @@ impl Watcher {
         }
     }
 
-    /// Says when a disk's image or device begins to fail.
+    /// Says when a disk's image or device begins to fail, and measures what the disks do.
     fn look_at_disks(&mut self, now: Instant) {
         if self.disks.is_empty() {
             return;
@@ -264,10 +282,31 @@ impl Watcher {
         for event in self.disks.look(&seen, now) {
             self.core.events.append(event);
         }
+        let load = self
+            .disk_load
+            .look_at_disks(&seen, now, self.core.uptime_ms());
+        self.take_samples(Source::Disks, load);
     }
 
-    /// Says when the program behind a network interface has ended.
-    fn look_at_networks(&self) {
+    /// What a look did not tell is unknown, whatever the look before has told.
+    fn take_samples(&mut self, source: Source, load: BTreeMap<Metric, Sample>) {
+        self.io_samples
+            .retain(|metric, _| metric.source() != source);
+        self.io_samples.extend(load);
+    }
+
+    /// Says when the program behind a network interface has ended, and measures what the interfaces do
+    /// where a rule looks at that.
+    fn look_at_networks(&mut self, now: Instant) {
+        let looks = |rule: &Rule| rule.metric().source() == Source::Networks;
+        if self.policy.rules.iter().any(looks)
+            && let Ok(seen) = self.core.vmm.nets()
+        {
+            let load = self
+                .net_load
+                .look_at_nets(&seen, now, self.core.uptime_ms());
+            self.take_samples(Source::Networks, load);
+        }
         let ended = self.core.net_programs.ended();
         // It also ends when the vmm does, and that is said in another way.
         if ended.is_empty() || self.core.vmm.describe().is_err() {
@@ -331,6 +370,9 @@ impl Watcher {
 
     /// Begins the resizes that were decided.
     fn act(&mut self, decision: Decision, seen: &Observations) {
+        if !seen.io_busy {
+            self.act_on_io(decision.io);
+        }
         if let Some(wish) = decision.cpus.filter(|_| !seen.cpus_busy) {
             let (order, direction) = order(wish, |order, target| order.cpus = Some(target));
             self.cpus = self.carry_out(order, direction);
@@ -348,22 +390,42 @@ impl Watcher {
         }
     }
 
+    /// Begins the changes of limits that were decided.
+    fn act_on_io(&mut self, wishes: BTreeMap<Resource, Wish<u64>>) {
+        let with = |(resource, wish): (Resource, Wish<u64>)| {
+            order(wish, |order, target| order.io = Some((resource, target))).0
+        };
+        let orders: Vec<Order> = wishes.into_iter().map(with).collect();
+        if !orders.is_empty() {
+            self.io = self.carry_out_all(orders);
+        }
+    }
+
     /// Says what was decided, and does nothing.
     fn recommend(&mut self, decision: &Decision, size: &Size) {
-        for event in self.recommendations.of(decision, size) {
+        let rates = self.core.resizer.rates();
+        for event in self.recommendations.of(decision, size, &rates) {
             self.core.events.append(event);
         }
         self.core.set_recommended(self.recommendations.size());
     }
 
     fn carry_out(&self, order: Order, direction: Direction) -> Option<Running> {
+        let thread = self.carry_out_all(vec![order])?;
+        Some(Running { thread, direction })
+    }
+
+    /// Carries out orders one after the other, in a thread of their own.
+    fn carry_out_all(&self, orders: Vec<Order>) -> Option<JoinHandle<()>> {
         let core = Arc::clone(&self.core);
         let spawned = thread::Builder::new().name("resize".into()).spawn(move || {
-            core.resizer.carry_out(&order);
+            for order in orders {
+                core.resizer.carry_out(&order);
+            }
             core.commit_wakeup.set();
         });
         match spawned {
-            Ok(thread) => Some(Running { thread, direction }),
+            Ok(thread) => Some(thread),
             // The rule goes on breaching, so the next look tries again.
             Err(error) => {
                 eprintln!("concertina: A resize could not begin: {error}");
@@ -416,8 +478,12 @@ impl Watcher {
     }
 
     /// Puts what has changed into the events and the status.
-    fn report(&mut self, decision: &Decision, size: &Size) {
-        for event in self.news.of(decision, size, &self.policy.bounds) {
+    fn report(&mut self, decision: &Decision, size: &Size, seen: &Observations) {
+        let policy = &self.policy;
+        let is_least = |resource: Resource| {
+            policy.bounds_of(resource).map(|bounds| bounds.min) == seen.present(size, resource)
+        };
+        for event in self.news.of(decision, is_least) {
             self.core.events.append(event);
         }
         self.core.set_thresholds(decision.thresholds.clone());
@@ -441,6 +507,7 @@ fn order<T>(wish: Wish<T>, put: impl FnOnce(&mut Order, T)) -> (Order, Direction
         memory: None,
         disk_rate: None,
         net_rate: None,
+        io: None,
         timeout,
         cause: Cause::Rules(wish.causes),
         note: (!wish.notes.is_empty()).then(|| wish.notes.join("; ")),

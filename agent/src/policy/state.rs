@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use concertina_api::policy::{Axis, Direction, Policy, Rule};
+use concertina_api::policy::{Direction, Policy, Resource, Rule};
 use serde::{Deserialize, Serialize};
 
 use super::window::{RuleState, STALE_PERIODS};
@@ -24,6 +24,9 @@ pub struct PolicyState {
     rules: BTreeMap<String, RuleState>,
     cpus: AxisState,
     memory: AxisState,
+    /// Limits on I/O that have bounds.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    io: BTreeMap<Resource, AxisState>,
 }
 
 /// What is remembered of one axis.
@@ -57,18 +60,30 @@ impl PolicyState {
         self.rules.entry(text.to_owned()).or_default()
     }
 
-    pub(super) fn axis(&self, axis: Axis) -> &AxisState {
+    fn axis(&self, axis: Resource) -> Option<&AxisState> {
         match axis {
-            Axis::Cpus => &self.cpus,
-            Axis::Memory => &self.memory,
+            Resource::Cpus => Some(&self.cpus),
+            Resource::Memory => Some(&self.memory),
+            limit => self.io.get(&limit),
         }
     }
 
-    pub(super) fn axis_mut(&mut self, axis: Axis) -> &mut AxisState {
+    pub(super) fn axis_mut(&mut self, axis: Resource) -> &mut AxisState {
         match axis {
-            Axis::Cpus => &mut self.cpus,
-            Axis::Memory => &mut self.memory,
+            Resource::Cpus => &mut self.cpus,
+            Resource::Memory => &mut self.memory,
+            limit => self.io.entry(limit).or_default(),
         }
+    }
+
+    /// When the size of an axis last changed.
+    pub(super) fn changed_at_ms(&self, axis: Resource) -> Option<u64> {
+        self.axis(axis)?.changed_at_ms
+    }
+
+    /// The largest size wanted of an axis within the shrink window, and when.
+    pub(super) fn largest_wanted(&self, axis: Resource) -> Option<(u64, u64)> {
+        self.axis(axis)?.wanted.front().copied()
     }
 
     /// A resize that a decision asked for has changed the size of an axis, wholly or in part, in
@@ -76,11 +91,12 @@ impl PolicyState {
     pub fn committed(
         &mut self,
         policy: &Policy,
-        axis: Axis,
+        axis: impl Into<Resource>,
         direction: Direction,
         causes: &[String],
         now_ms: u64,
     ) {
+        let axis = axis.into();
         for cause in causes {
             if let Some(rule) = self.rules.get_mut(cause) {
                 match direction {
@@ -102,17 +118,28 @@ impl PolicyState {
 
     /// A resize that a decision asked for has ended without any change of size: the next try in this
     /// direction waits, longer each time.
-    pub fn not_reached(&mut self, axis: Axis, direction: Direction, now_ms: u64) {
-        let back_off = self.axis_mut(axis).back_off.entry(direction).or_default();
+    pub fn not_reached(&mut self, axis: impl Into<Resource>, direction: Direction, now_ms: u64) {
+        let back_off = self
+            .axis_mut(axis.into())
+            .back_off
+            .entry(direction)
+            .or_default();
         let doublings = back_off.failures.min(16);
         back_off.failures = back_off.failures.saturating_add(1);
         let wait = (FIRST_BACK_OFF_MS << doublings).min(LAST_BACK_OFF_MS);
         back_off.until_ms = now_ms.saturating_add(wait);
     }
 
-    /// Somebody resized an axis by hand to `size` (thousandths of a CPU, or bytes): the rules of the
-    /// axis pause, and begin from this size.
-    pub fn resized_by_hand(&mut self, policy: &Policy, axis: Axis, size: u64, now_ms: u64) {
+    /// Somebody resized an axis by hand to `size` (in its smallest unit): the rules of the axis pause,
+    /// and begin from this size.
+    pub fn resized_by_hand(
+        &mut self,
+        policy: &Policy,
+        axis: impl Into<Resource>,
+        size: u64,
+        now_ms: u64,
+    ) {
+        let axis = axis.into();
         self.restart_windows(policy, axis, now_ms);
         let state = self.axis_mut(axis);
         state.changed_at_ms = Some(now_ms);
@@ -123,8 +150,9 @@ impl PolicyState {
         state.wanted.push_back((now_ms, size));
     }
 
-    fn restart_windows(&mut self, policy: &Policy, axis: Axis, now_ms: u64) {
-        for rule in policy.rules.iter().filter(|rule| rule.axis() == axis) {
+    fn restart_windows(&mut self, policy: &Policy, axis: Resource, now_ms: u64) {
+        let of_axis = |rule: &&Rule| rule.resource() == axis;
+        for rule in policy.rules.iter().filter(of_axis) {
             if let Some(state) = self.rules.get_mut(&rule.to_string()) {
                 state.restart(now_ms);
             }
@@ -178,11 +206,6 @@ impl AxisState {
             self.wanted.pop_back();
         }
         self.wanted.push_back((now_ms, size));
-    }
-
-    /// The largest size wanted within the shrink window, and when.
-    pub(super) fn largest_wanted(&self) -> Option<(u64, u64)> {
-        self.wanted.front().copied()
     }
 
     /// Milliseconds for which a resize by hand still pauses the axis.

@@ -3,7 +3,7 @@
 //! ```text
 //! order ─► bounds, capacity ─► act (cpu axis ∥ memory axis) ─► read back ─► event, commit
 //! ```
-//! Each axis is changed by one at a time; the two axes do not wait for each other. An order by hand
+//! Each axis is changed by one at a time; the axes do not wait for each other. An order by hand
 //! or for growth makes a shrink that is under way stop at its next step. Success means that the
 //! device, the guest and the host agree; the report says what was reached, never what was sent.
 
@@ -17,6 +17,7 @@ pub mod report;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::thread;
@@ -27,13 +28,14 @@ use concertina_api::event::EventKind;
 use concertina_api::instance::InstanceSize;
 use concertina_api::net::NetRateChange;
 use concertina_api::policy::step::MEMORY_STEP;
-use concertina_api::policy::{Axis, PolicyBounds};
+use concertina_api::policy::{Axis, IoBounds, PolicyBounds, Resource};
 use concertina_api::vm::{Outcome, ResizeReport, VmDescription};
 use concertina_api::{Bounds, Bytes, Cpus};
 
 use self::capacity::Capacity;
 use self::cpu::CpuAxis;
 pub use self::hooks::GuestHooks;
+use self::io::{IoRates, IoReports, IoWish};
 use self::memory::{MemoryAxis, Pace};
 use self::report::{Axes, AxisReport, Timeline, combine};
 use crate::cgroup::{CgroupError, InstanceGroup};
@@ -69,6 +71,8 @@ pub struct Order {
     pub disk_rate: Option<DiskRate>,
     /// Limit of network interfaces; absent: as it is.
     pub net_rate: Option<NetRateChange>,
+    /// One number of a limit that has bounds, in its smallest unit; absent: as it is.
+    pub io: Option<(Resource, u64)>,
     /// Deadline of the whole.
     pub timeout: Duration,
     /// Who wants it.
@@ -85,6 +89,7 @@ impl Order {
             memory,
             disk_rate: None,
             net_rate: None,
+            io: None,
             timeout,
             cause: Cause::Manual,
             note: None,
@@ -103,6 +108,10 @@ impl Order {
         self
     }
 
+    fn is_about_io(&self) -> bool {
+        self.disk_rate.is_some() || self.net_rate.is_some() || self.io.is_some()
+    }
+
     fn is_manual(&self) -> bool {
         self.cause == Cause::Manual
     }
@@ -112,10 +121,10 @@ impl Order {
 #[derive(Debug, Clone)]
 pub struct Commit {
     /// What was changed.
-    pub axis: Axis,
+    pub axis: Resource,
     /// Who wanted it.
     pub cause: Cause,
-    /// Size before, in thousandths of a CPU or bytes.
+    /// Size before, in the smallest unit of the axis.
     pub before: u64,
     /// Size asked for.
     pub asked: u64,
@@ -135,6 +144,11 @@ pub struct Resizer {
     hooks: Option<Arc<dyn GuestHooks>>,
     cpu: Mutex<CpuAxis>,
     memory: Mutex<MemoryAxis>,
+    io_bounds: IoBounds,
+    /// Limits on I/O are changed by one at a time.
+    io: Mutex<()>,
+    /// Limits on I/O, as the last change left them.
+    rates: Mutex<IoRates>,
     /// Orders that want the memory axis more than a shrink does.
     memory_claims: AtomicU32,
     /// Sizes in force, readable while an axis is being changed.
@@ -174,6 +188,9 @@ impl Resizer {
             cpu: Mutex::new(CpuAxis::new(vmm.clone(), first.cpus)),
             memory: Mutex::new(MemoryAxis::new(vmm.clone(), group, bounds.memory)),
             vmm,
+            io_bounds: IoBounds::default(),
+            io: Mutex::new(()),
+            rates: Mutex::new(IoRates::default()),
             memory_claims: AtomicU32::new(0),
             size: Mutex::new(first),
             target: Mutex::new(first),
@@ -189,6 +206,15 @@ impl Resizer {
         }
     }
 
+    /// Limits on I/O: least and most, and those that the devices start with.
+    pub fn with_io(self, bounds: IoBounds, first: IoRates) -> Self {
+        Self {
+            io_bounds: bounds,
+            rates: Mutex::new(first),
+            ..self
+        }
+    }
+
     /// Each change of the size is written down there.
     pub fn with_usage(self, usage: Arc<UsageLog>) -> Self {
         Self {
@@ -197,7 +223,8 @@ impl Resizer {
         }
     }
 
-    /// A new life of the vmm begins at the lower bounds, with the ceiling that belongs to them.
+    /// A new life of the vmm begins at the lower bounds, with the ceiling that belongs to them. Limits
+    /// on I/O stay: the guest has no part in them.
     pub fn begin_life(&self) -> Result<(), CgroupError> {
         let first = Size {
             cpus: self.bounds.cpus.min,
@@ -237,12 +264,26 @@ impl Resizer {
         }
     }
 
-    /// Whether a change of this axis is under way.
-    pub fn is_busy(&self, axis: Axis) -> bool {
-        match axis {
-            Axis::Cpus => matches!(self.cpu.try_lock(), Err(TryLockError::WouldBlock)),
-            Axis::Memory => matches!(self.memory.try_lock(), Err(TryLockError::WouldBlock)),
+    /// Whether a change of this axis is under way; of limits on I/O, of any.
+    pub fn is_busy(&self, axis: impl Into<Resource>) -> bool {
+        fn is_locked<T>(mutex: &Mutex<T>) -> bool {
+            matches!(mutex.try_lock(), Err(TryLockError::WouldBlock))
         }
+        match axis.into() {
+            Resource::Cpus => is_locked(&self.cpu),
+            Resource::Memory => is_locked(&self.memory),
+            _ => is_locked(&self.io),
+        }
+    }
+
+    /// The limits that devices shall have.
+    pub fn rates(&self) -> IoRates {
+        lock(&self.rates).clone()
+    }
+
+    /// Limits that have bounds, for whoever decides.
+    pub fn limits(&self) -> BTreeMap<Resource, u64> {
+        lock(&self.rates).bounded(&self.io_bounds)
     }
 
     /// The devices hold something else than the last change reached: the guest has deflated its
@@ -282,23 +323,22 @@ impl Resizer {
     /// Carries out an order and waits for its end.
     pub fn carry_out(&self, order: &Order) -> ResizeReport<InstanceSize> {
         let timeline = Timeline::begin();
-        let asked = InstanceSize {
+        let mut asked = InstanceSize {
             cpus: order.cpus,
             memory: order.memory,
             disk_rate: order.disk_rate,
             net_rate: order.net_rate,
         };
-        if let Err(reason) = self.check(order) {
-            return self.refuse(asked, reason, timeline);
-        }
-        let before = self.size();
+        let io_turn = order.is_about_io().then(|| lock(&self.io));
+        let wish = match self.check(order) {
+            Ok(wish) => wish,
+            Err(reason) => return self.refuse(asked, reason, timeline),
+        };
+        (asked.disk_rate, asked.net_rate) = (wish.disk, wish.net);
+        let before = self.before(&asked);
         let resident_before = self.resident();
-        let disk = order
-            .disk_rate
-            .map(|wish| io::set_disk_rate(&self.vmm, wish, timeline.clone()));
-        let net = order
-            .net_rate
-            .map(|wish| io::set_net_rate(&self.vmm, wish, timeline.clone()));
+        let limits = self.change_rates(order, wish, &timeline);
+        drop(io_turn);
         let (cpu, memory) = thread::scope(|scope| {
             let cpu = order.cpus.map(|target| {
                 let timeline = timeline.clone();
@@ -318,14 +358,14 @@ impl Resizer {
         let cpu = cpu.map(|ended| {
             ended.unwrap_or_else(|why| {
                 let reason = format!("CPUs could not be changed: {why}");
-                AxisReport::refused(before.cpus, reason, timeline.clone())
+                AxisReport::refused(self.size().cpus, reason, timeline.clone())
             })
         });
         let axes = Axes {
             cpu,
             memory,
-            disk,
-            net,
+            disk: limits.disk,
+            net: limits.net,
         };
         let report = combine(asked, axes, timeline);
         self.finish(order, before, resident_before, report)
@@ -373,6 +413,30 @@ impl Resizer {
         self.cpu.try_lock().ok()?.removal_due()
     }
 
+    /// What there is of that which an order asks for.
+    fn before(&self, asked: &InstanceSize) -> InstanceSize {
+        let (size, rates) = (self.size(), self.rates());
+        InstanceSize {
+            cpus: asked.cpus.map(|_| size.cpus),
+            memory: asked.memory.map(|_| size.memory),
+            disk_rate: asked.disk_rate.and_then(|wish| rates.disk_before(wish)),
+            net_rate: asked.net_rate.and_then(|wish| rates.net_before(wish)),
+        }
+    }
+
+    fn change_rates(&self, order: &Order, wish: IoWish, timeline: &Timeline) -> IoReports {
+        if wish == IoWish::default() {
+            return IoReports::default();
+        }
+        let before = self.rates();
+        let mut after = before.clone();
+        let reports = io::change(&self.vmm, wish, &mut after, timeline);
+        let commits = io::commits(order, &wish, &self.io_bounds, (&before, &after));
+        *lock(&self.rates) = after;
+        lock(&self.commits).extend(commits);
+        reports
+    }
+
     fn change_cpus(&self, target: Cpus, order: &Order, timeline: Timeline) -> AxisReport<Cpus> {
         let left = order.timeout.saturating_sub(timeline.began().elapsed());
         if let Some(why) = self.objection(Axis::Cpus, target.milli().into(), left) {
@@ -401,7 +465,7 @@ impl Resizer {
 
     fn commit_cpus(&self, order: &Order, before: Cpus, asked: Cpus, after: Cpus) {
         lock(&self.commits).push(Commit {
-            axis: Axis::Cpus,
+            axis: Resource::Cpus,
             cause: order.cause.clone(),
             before: before.milli().into(),
             asked: asked.milli().into(),
@@ -464,7 +528,7 @@ impl Resizer {
 
     fn commit_memory(&self, order: &Order, before: Bytes, asked: Bytes, after: Bytes) {
         lock(&self.commits).push(Commit {
-            axis: Axis::Memory,
+            axis: Resource::Memory,
             cause: order.cause.clone(),
             before: before.get(),
             asked: asked.get(),
@@ -473,7 +537,7 @@ impl Resizer {
     }
 
     /// An order outside the bounds is refused whole; nothing of it is begun.
-    fn check(&self, order: &Order) -> Result<(), String> {
+    fn check(&self, order: &Order) -> Result<IoWish, String> {
         fn inside<T: Ord + Copy + std::fmt::Display>(
             what: &str,
             asked: Option<T>,
@@ -488,7 +552,8 @@ impl Resizer {
             }
         }
         inside("CPU count", order.cpus, self.bounds.cpus)?;
-        inside("Memory", order.memory, self.bounds.memory)
+        inside("Memory", order.memory, self.bounds.memory)?;
+        IoWish::of(order, &self.io_bounds, &self.rates())
     }
 
     fn refuse(
@@ -520,7 +585,7 @@ impl Resizer {
     fn finish(
         &self,
         order: &Order,
-        before: Size,
+        before: InstanceSize,
         resident_before: u64,
         report: ResizeReport<InstanceSize>,
     ) -> ResizeReport<InstanceSize> {
@@ -530,12 +595,7 @@ impl Resizer {
                 Cause::Rules(rules) => rules.join("; "),
             },
             note: order.note.clone(),
-            before: InstanceSize {
-                cpus: order.cpus.map(|_| before.cpus),
-                memory: order.memory.map(|_| before.memory),
-                disk_rate: None,
-                net_rate: None,
-            },
+            before,
             report: report.clone(),
             resident_before,
             resident_after: self.resident(),

@@ -55,9 +55,8 @@ impl Tx {
                 return Ok(Wait::Turn);
             }
             let Some(chain) = self.queue.iter(ram)?.next() else {
-                if self.queue.enable_notification(ram)? {
-                    self.queue.disable_notification(ram)?;
-                    // A head that cannot be read costs a turn as well: else this might not end.
+                if ring::has_more(&mut self.queue, ram)? {
+                    // A driver that moves its index to and fro comes to the end of the turn as well.
                     budget.spend(HEADER_BYTES);
                     continue;
                 }
