@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 use super::{Side, probe};
 use crate::report::Results;
 
-const MIB: usize = 256;
+const MIB: usize = 128;
 const PORT: u32 = 7000;
 
 /// How the host hears of a guest's connection.
