@@ -97,7 +97,8 @@ pub enum EventKind {
         /// Its last words.
         reason: String,
     },
-    /// The guest asked for a reset; it is started again at its first size.
+    /// The guest asked for a reset; it is started again at its first size, with the limits on I/O that
+    /// were set last.
     Rebooted,
     /// The VM is gone.
     Ended {

@@ -33,6 +33,14 @@ pub mod exit {
     pub const KVM_ERROR: i32 = 66;
 }
 
+/// Threaded groups inside a VM's cgroup.
+pub mod cgroup {
+    /// vCPU threads, which have the quota.
+    pub const VCPU: &str = "vcpu";
+    /// All other threads, and the programs that move the guest's frames: never throttled.
+    pub const OTHERS: &str = "emu";
+}
+
 /// One virtual machine, in the words of whoever starts it. The vmm checks it before anything is made.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -70,7 +78,8 @@ pub struct VmSpec {
     /// Sockets between programs of the guest and of the host; absent: none.
     #[serde(default)]
     pub vsock: Option<VsockSpec>,
-    /// An existing, writable cgroup v2 folder of this VM alone; the vmm makes `vcpu` and `emu` in it.
+    /// An existing, writable cgroup v2 folder of this VM alone; the vmm makes the
+    /// groups of [`cgroup`] in it, where they are not there.
     #[serde(default)]
     pub cgroup: Option<PathBuf>,
     /// Network interfaces, in the guest's order.

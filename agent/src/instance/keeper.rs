@@ -133,7 +133,7 @@ impl<'a> Life<'a> {
         let _ = std::fs::remove_file(&core.paths.vmm_socket);
         let procs = core.group.open_procs()?;
         let (command, spec, log) = (&core.vmm_command, &core.paths.vm_spec, &core.paths.vmm_log);
-        let net = core.networks.begin_life()?;
+        let net = core.networks.begin_life(&core.group)?;
         let told = core.spec_of_life(net.specs());
         write_json(spec, &told)?;
         let spawned = VmmProcess::spawn(command, spec, procs, log, &net.descriptors());

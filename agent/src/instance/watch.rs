@@ -1,8 +1,8 @@
 //! The thread that looks, decides, and lets resizes be carried out, for one life of the vmm.
 //!
 //! It wakes once a period, and at once when the kernel's pressure trigger fires, the guest says that
-//! something is urgent, a resize has ended, or the life is over. A resize runs in a thread of its own, so that one axis never makes the other
-//! one wait, nor the looking.
+//! something is urgent, a resize has ended, or the life is over. A resize runs in a thread of its own,
+//! so that no axis makes another one wait, nor the looking; limits on I/O, which take no time, share one.
 
 use std::collections::BTreeMap;
 use std::io;

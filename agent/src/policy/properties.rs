@@ -194,6 +194,27 @@ fn wishes(decision: &Decision) -> Vec<(Resource, Wish<u64>)> {
     cpus.into_iter().chain(memory).chain(io).collect()
 }
 
+/// What is seen at a moment.
+fn take_in(seen: &mut Observations, moment: &Moment, now_ms: u64) {
+    for (metric, value) in METRICS.iter().zip(&moment.values) {
+        if let Some(value) = value {
+            let scale = if *metric == Metric::MemoryAvailable {
+                4e6
+            } else {
+                1.0
+            };
+            let sample = Sample {
+                value: value * scale,
+                at_ms: now_ms,
+            };
+            seen.samples.insert(metric.clone(), sample);
+        }
+    }
+    seen.memory_short = moment.memory_short.then_some(MemoryShort::OomKill);
+    (seen.cpus_busy, seen.memory_busy) = (moment.busy, moment.busy);
+    seen.io_busy = moment.busy;
+}
+
 fn tell(policy: &Policy, moments: &[Moment]) -> Story {
     let bounds = policy.bounds;
     let mut size = Size {
@@ -214,23 +235,7 @@ fn tell(policy: &Policy, moments: &[Moment]) -> Story {
     };
     for moment in moments {
         now_ms += moment.passed_ms;
-        for (metric, value) in METRICS.iter().zip(&moment.values) {
-            if let Some(value) = value {
-                let scale = if *metric == Metric::MemoryAvailable {
-                    4e6
-                } else {
-                    1.0
-                };
-                let sample = Sample {
-                    value: value * scale,
-                    at_ms: now_ms,
-                };
-                seen.samples.insert(metric.clone(), sample);
-            }
-        }
-        seen.memory_short = moment.memory_short.then_some(MemoryShort::OomKill);
-        (seen.cpus_busy, seen.memory_busy) = (moment.busy, moment.busy);
-        seen.io_busy = moment.busy;
+        take_in(&mut seen, moment, now_ms);
         if moment.by_hand {
             size.cpus = bounds.cpus.max;
             let max = u64::from(size.cpus.milli());

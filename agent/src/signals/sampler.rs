@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use concertina_api::Cpus;
 use concertina_api::policy::Metric;
-use concertina_api::vm::BalloonStatistics;
+use concertina_api::vm::{BalloonStatistics, cgroup};
 
 use super::counters::{CounterFile, Total};
 use super::kvm::KvmStatistics;
@@ -75,7 +75,7 @@ impl Sampler {
                     wait_ns: Total::default(),
                 })
                 .collect(),
-            cpu_stat: CounterFile::new(&group.join("vcpu/cpu.stat")),
+            cpu_stat: CounterFile::new(&group.join(cgroup::VCPU).join("cpu.stat")),
             throttled_us: Total::default(),
             kvm: None,
             pressures: PRESSURES

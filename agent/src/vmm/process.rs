@@ -183,6 +183,11 @@ fn enter_group(procs: &File, parent: libc::pid_t) -> io::Result<()> {
     if unsafe { libc::getppid() } != parent {
         return Err(io::Error::from_raw_os_error(libc::ESRCH));
     }
+    enter(procs)
+}
+
+/// In a child before exec: enters the group whose `cgroup.procs` is given.
+pub(crate) fn enter(procs: &File) -> io::Result<()> {
     let zero = b"0";
     // SAFETY: the buffer is valid for its length, and `procs` keeps the descriptor open.
     if unsafe { libc::write(procs.as_raw_fd(), zero.as_ptr().cast(), zero.len()) } < 0 {

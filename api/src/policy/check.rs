@@ -239,11 +239,11 @@ impl Policy {
             ),
             (None, Some(Device::Net)) => format!(
                 "{name} has no bounds; give them with --net-rate, like 100mbit..1000mbit or \
-                 1000pps..50000pps"
+                 1000pps..50000pps, or as net under [bounds]"
             ),
             (None, _) => format!(
                 "{name} has no bounds; give them with --disk-rate, like 10M..100M or \
-                 500iops..5000iops"
+                 500iops..5000iops, or as disk under [bounds]"
             ),
         };
         Err(PolicyError::NeverApplies {
