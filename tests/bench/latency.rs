@@ -24,6 +24,8 @@ const POLL: Duration = Duration::from_millis(2);
 /// The guest's watch; far below what is measured, too.
 const WATCH: Duration = Duration::from_millis(5);
 
+/// With one guest each.
+const ATTEMPTS: u32 = 3;
 const BOOT_MIB: u64 = 256;
 const GROWN_MIB: u64 = 768;
 /// Guests of the balloon rounds.
@@ -33,25 +35,48 @@ const BALLOON_MIB: u64 = 512;
 /// All resizes of ours, through the agent, as a user asks for them.
 pub fn measure(options: &Options, results: &mut Results) -> Result<()> {
     quota(options, results)?;
-    let ours = Ours::launch(options, "1..2", "256M..768M", &[])?;
-    sizes(&ours, options.rounds, results).with_context(|| ours.last_words())
+    tried(results, |results| {
+        let ours = Ours::launch(options, "1..2", "256M..768M", &[])?;
+        sizes(&ours, options.rounds, results).with_context(|| ours.last_words())
+    })
 }
 
 /// A balloon in a guest of ours.
 pub fn measure_balloon(options: &Options, results: &mut Results) -> Result<()> {
-    let ours = Ours::launch(options, "1", "1G", &[])?;
-    balloon(&ours, options.rounds, results).with_context(|| ours.last_words())
+    tried(results, |results| {
+        let ours = Ours::launch(options, "1", "1G", &[])?;
+        balloon(&ours, options.rounds, results).with_context(|| ours.last_words())
+    })
 }
 
 /// The same resizes under QEMU.
 pub fn measure_peer(options: &Options, results: &mut Results) -> Result<()> {
-    sizes(
-        &Peer::launch(options, BOOT_MIB, GROWN_MIB)?,
-        options.rounds,
-        results,
-    )?;
-    let peer = Peer::launch(options, BALLOON_GUEST_MIB, BALLOON_GUEST_MIB)?;
-    balloon(&peer, options.rounds, results)
+    tried(results, |results| {
+        let peer = Peer::launch(options, BOOT_MIB, GROWN_MIB)?;
+        sizes(&peer, options.rounds, results)
+    })?;
+    tried(results, |results| {
+        let peer = Peer::launch(options, BALLOON_GUEST_MIB, BALLOON_GUEST_MIB)?;
+        balloon(&peer, options.rounds, results)
+    })
+}
+
+/// Measures with another guest when one has died: in the nested host the emulator kills one now and
+/// then. Nothing of an attempt that failed is kept, and that it failed is said.
+fn tried(results: &mut Results, run: impl Fn(&mut Results) -> Result<()>) -> Result<()> {
+    let mut left = ATTEMPTS;
+    loop {
+        let mut measured = Results::default();
+        left -= 1;
+        match run(&mut measured) {
+            Ok(()) => {
+                results.measured.append(&mut measured.measured);
+                return Ok(());
+            }
+            Err(error) if left > 0 => println!("MEASURED AGAIN, as this attempt failed: {error:#}"),
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// The quota is in force when the host's cgroup has it: no guest is asked.
@@ -179,7 +204,7 @@ fn balloon<M: Machine + Sync>(machine: &M, rounds: usize, results: &mut Results)
     let (mut inflated, mut deflated) = (Vec::new(), Vec::new());
     guest.run("mkdir -p /held; mount -t tmpfs -o size=95% held /held")?;
     for _ in 0..rounds {
-        guest.run("dd if=/dev/zero of=/held/file bs=1M count=600 2>/dev/null; rm /held/file")?;
+        guest.run("dd if=/dev/zero of=/held/file bs=1M count=540 2>/dev/null; rm /held/file")?;
         for (mib, samples) in [(BALLOON_MIB, &mut inflated), (0, &mut deflated)] {
             let wish = Wish::BalloonMib(mib);
             samples.push(timed(machine, wish, || {
