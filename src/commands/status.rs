@@ -497,8 +497,10 @@ pub mod tests {
             thresholds: vec![ThresholdStatus {
                 rule: "cpu > 75% for 5s: +1 cpu".into(),
                 state: "unknown".into(),
-                last_value: None,
+                ..ThresholdStatus::default()
             }],
+            scaling: None,
+            observed: BTreeMap::new(),
         }
     }
 

@@ -1,6 +1,7 @@
 //! What the threads of one instance share: its fixed words, its present state, and its traces on
 //! the host (cgroup, sockets, record), which are made and removed here.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
@@ -10,10 +11,10 @@ use std::time::{Duration, Instant};
 
 use concertina_api::instance::{
     CpuStatus, InstanceSize, InstanceState, InstanceStatus, IoStatus, MemoryStatus, RateStatus,
-    ThresholdStatus,
+    ScalingStatus, ThresholdStatus,
 };
 use concertina_api::net::{NetSpec, NetWish};
-use concertina_api::policy::{Device, Policy};
+use concertina_api::policy::{Device, Metric, Policy};
 use concertina_api::vm::{BalloonStatistics, RunState, VmDescription, VmSpec};
 use concertina_api::{Bytes, Quota};
 
@@ -25,6 +26,8 @@ use crate::clock::Moment;
 use crate::events::{EventLog, wall_clock};
 use crate::launch::{BootSource, LaunchError, LaunchSpec};
 use crate::net::{NetPrograms, Networks};
+use crate::policy::window::STALE_PERIODS;
+use crate::policy::{Observations, Sample};
 use crate::poll::Wakeup;
 use crate::resize::Resizer;
 use crate::resize::capacity::HostMemory;
@@ -44,6 +47,8 @@ struct Live {
     guest: Option<BalloonStatistics>,
     recommended: Option<InstanceSize>,
     thresholds: Vec<ThresholdStatus>,
+    scaling: Option<ScalingStatus>,
+    observed: BTreeMap<Metric, Sample>,
     ended: bool,
 }
 
@@ -139,6 +144,8 @@ impl Core {
                 guest: None,
                 recommended: None,
                 thresholds: Vec::new(),
+                scaling: None,
+                observed: BTreeMap::new(),
                 ended: false,
             }),
             paths,
@@ -240,6 +247,8 @@ impl Core {
             live.state = state;
             live.description = None;
             live.guest = None;
+            live.scaling = None;
+            live.observed.clear();
         }
         self.resizer.set_vmm_pid(vmm.map_or(0, |vmm| vmm.pid));
         // Only serves a later supervisor in finding a vmm that outlived this one.
@@ -281,6 +290,16 @@ impl Core {
     /// How the rules stand.
     pub(super) fn set_thresholds(&self, thresholds: Vec<ThresholdStatus>) {
         self.live().thresholds = thresholds;
+    }
+
+    /// What bears on all rules.
+    pub(super) fn set_scaling(&self, scaling: ScalingStatus) {
+        self.live().scaling = Some(scaling);
+    }
+
+    /// What was measured.
+    pub(super) fn set_observed(&self, seen: &Observations) {
+        self.live().observed.clone_from(&seen.samples);
     }
 
     /// What the rules want of an instance that is not resized by them.
@@ -343,6 +362,8 @@ impl Core {
             last_resize: self.resizer.last_report(),
             recommended: live.recommended,
             thresholds: live.thresholds.clone(),
+            scaling: live.scaling,
+            observed: self.fresh(&live.observed),
         }
     }
 
@@ -354,6 +375,19 @@ impl Core {
             max: bounds.max(),
             target: self.resizer.rates().of(device)?,
         })
+    }
+
+    /// The values that a rule would still go by.
+    fn fresh(&self, observed: &BTreeMap<Metric, Sample>) -> BTreeMap<String, f64> {
+        let period_ms = self.policy.shortest_period_ms();
+        let stale_ms = period_ms.saturating_mul(STALE_PERIODS);
+        let now_ms = self.uptime_ms();
+        let known = observed.iter().filter(|(_, sample)| {
+            sample.value.is_finite() && now_ms.saturating_sub(sample.at_ms) <= stale_ms
+        });
+        known
+            .map(|(metric, sample)| (metric.to_string(), sample.value))
+            .collect()
     }
 
     fn live(&self) -> MutexGuard<'_, Live> {

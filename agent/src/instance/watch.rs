@@ -230,6 +230,7 @@ impl Watcher {
         seen.io_busy = io_runs || self.core.resizer.is_busy(Resource::DiskBytes);
         seen.limits = self.core.resizer.limits();
         seen.samples.extend(self.io_samples.clone());
+        self.core.set_observed(&seen);
         let (state, decision) = decide(&self.policy, &self.state, &seen, &size, now_ms);
         self.state = state;
         self.report(&decision, &size, &seen);
@@ -487,6 +488,8 @@ impl Watcher {
             self.core.events.append(event);
         }
         self.core.set_thresholds(decision.thresholds.clone());
+        let scaling = self.state.scaling(&self.policy, self.core.uptime_ms());
+        self.core.set_scaling(scaling);
     }
 }
 
@@ -521,7 +524,7 @@ fn resting(policy: &Policy) -> Vec<ThresholdStatus> {
     let unknown = |rule: &Rule| ThresholdStatus {
         rule: rule.to_string(),
         state: "unknown".into(),
-        last_value: None,
+        ..ThresholdStatus::default()
     };
     policy.rules.iter().map(unknown).collect()
 }
