@@ -26,6 +26,14 @@ impl EventTail {
         }
     }
 
+    /// The same, from the first event on.
+    pub fn whole(path: &Path) -> Self {
+        Self {
+            file: GrowingFile::from_start(path),
+            lines: Lines::default(),
+        }
+    }
+
     /// Events since the last call, oldest first. A line that is no event, as a later version may
     /// write it, is left out.
     pub fn read(&mut self) -> io::Result<Vec<Event>> {

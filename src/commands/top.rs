@@ -7,7 +7,7 @@ mod host;
 mod instance;
 mod render;
 
-use std::io;
+use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
@@ -25,6 +25,7 @@ use crate::{output, poll};
 use app::{App, Effect, Input, Key, Report};
 use collect::Collector;
 use host::NoHostAgent;
+use instance::Standing;
 use render::Theme;
 
 const EXAMPLES: &str = "\
@@ -57,6 +58,8 @@ const LEAST_INTERVAL: Duration = Duration::from_millis(100);
 const MOST_INTERVAL: Duration = Duration::from_secs(3600);
 /// The ages on the screen are brought up to date at least this often.
 const CLOCK: Duration = Duration::from_secs(1);
+/// How long `--once` waits for answers: a little longer than an instance may take.
+const ONCE_TIMEOUT: Duration = Duration::from_millis(2500);
 /// Columns of `--once` where there is no terminal.
 const ONCE_WIDTH: u16 = 80;
 
@@ -167,42 +170,51 @@ fn once(mut app: App, theme: Theme, state: &StateDir) -> anyhow::Result<i32> {
         .context("Looking at the instances cannot begin")?;
     let mut host_known = false;
     loop {
-        let left = app::ANSWER_TIMEOUT.saturating_sub(begun.elapsed());
+        let left = ONCE_TIMEOUT.saturating_sub(begun.elapsed());
         let Some(report) = collector.wait(left) else {
             break;
         };
         host_known |= matches!(report, Report::Host(..));
         app.update(Input::Report(report), begun.elapsed());
-        let waits = |instance: &&instance::Instance| {
-            app.standing(instance) == instance::Standing::Asked
-        };
-        if app.listed && host_known && !app.visible().iter().any(waits) {
+        if app.listed && host_known && waiting(&app).is_empty() {
             break;
         }
     }
-    // Who was asked and has not answered is silent: nobody looks again.
-    let late = begun.elapsed() + app.patience();
-    app.update(Input::Tick, begun.elapsed().max(late.min(begun.elapsed())));
+    for name in waiting(&app) {
+        app.update(Input::Report(Report::Answer(name, None)), begun.elapsed());
+    }
     output::line(&picture(&app, &theme)?)?;
     Ok(0)
 }
 
-/// A picture as lines of text.
+/// Instances that were asked, and have neither answered nor failed.
+fn waiting(app: &App) -> Vec<String> {
+    let visible = app.visible().into_iter();
+    visible
+        .filter(|instance| app.standing(instance) == Standing::Asked)
+        .map(|instance| instance.name().to_owned())
+        .collect()
+}
+
+/// A picture of all instances as lines of text, without the line of keys.
 fn picture(app: &App, theme: &Theme) -> anyhow::Result<String> {
     let width = match ratatui::crossterm::terminal::size() {
-        Ok((width, _)) if io::IsTerminal::is_terminal(&io::stdout()) => width,
+        Ok((width, _)) if io::stdout().is_terminal() => width.max(render::LEAST_WIDTH),
         _ => ONCE_WIDTH,
     };
-    let height = render::once_height(app);
+    let height = render::whole_height(app);
     let mut terminal = Terminal::new(TestBackend::new(width, height))?;
     terminal.draw(|frame| render::render(app, theme, frame))?;
-    let buffer = terminal.backend().buffer();
-    let rows = buffer.content().chunks(usize::from(width.max(1)));
+    let cells = terminal.backend().buffer().content();
+    let rows = cells
+        .chunks(usize::from(width))
+        .take(usize::from(height) - 1);
     let lines = rows.map(|row| {
         let line: String = row.iter().map(ratatui::buffer::Cell::symbol).collect();
         line.trim_end().to_owned()
     });
-    Ok(lines.collect::<Vec<_>>().join("\n"))
+    let lines: Vec<String> = lines.filter(|line| !line.is_empty()).collect();
+    Ok(lines.join("\n"))
 }
 
 fn key_of(event: &Event) -> Option<Key> {

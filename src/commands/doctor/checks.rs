@@ -224,7 +224,6 @@ mod tests {
         assert_eq!(judge_cgroups(&mount, &own).verdict, Verdict::Ok);
     }
 
-
     #[test]
     fn a_kernel_comes_from_the_host_or_from_debian() {
         assert_eq!(judge_kernel(None, vec![]).verdict, Verdict::Ok);

@@ -303,7 +303,10 @@ impl App {
             // Where the selected one is gone, the one in its place is selected.
             let index = self.selected.as_ref().and_then(place);
             let index = index.unwrap_or(self.selected_index.min(visible.len().saturating_sub(1)));
-            (index, visible.get(index).map(|found| found.name().to_owned()))
+            (
+                index,
+                visible.get(index).map(|found| found.name().to_owned()),
+            )
         };
         self.selected_index = index;
         self.selected = name;

@@ -43,7 +43,10 @@ impl Glyphs {
             let step = (share.clamp(0.0, 1.0) * 8.0) as usize;
             self.spark.get(step.min(7)).copied().unwrap_or(' ')
         };
-        shares.iter().map(|share| share.map_or(' ', glyph)).collect()
+        shares
+            .iter()
+            .map(|share| share.map_or(' ', glyph))
+            .collect()
     }
 }
 
@@ -137,13 +140,24 @@ mod tests {
             (0.0, 1.0, 1.0, 4.0, "++......"),
             (2.0, 2.0, 2.0, 2.0, "########"),
         ] {
-            assert_eq!(drawn(has, target, min, max), bar, "{has} {target} {min} {max}");
+            assert_eq!(
+                drawn(has, target, min, max),
+                bar,
+                "{has} {target} {min} {max}"
+            );
         }
     }
 
     #[test]
     fn a_sparkline_has_blanks_where_nothing_is_known() {
-        let shares = [Some(0.0), None, Some(0.5), Some(1.0), Some(7.0), Some(f64::NAN)];
+        let shares = [
+            Some(0.0),
+            None,
+            Some(0.5),
+            Some(1.0),
+            Some(7.0),
+            Some(f64::NAN),
+        ];
         assert_eq!(Glyphs::ASCII.spark(&shares), "_ =##_");
         assert_eq!(Glyphs::BLOCKS.spark(&shares), "▁ ▅██▁");
     }

@@ -60,7 +60,9 @@ impl HostReader {
         let before = std::mem::replace(&mut self.times, times);
         HostNumbers {
             cpus: count_cpus(&stat),
-            busy: before.zip(times).and_then(|(before, now)| now.busy_since(before)),
+            busy: before
+                .zip(times)
+                .and_then(|(before, now)| now.busy_since(before)),
             memory: meminfo::field(&meminfo, "MemTotal"),
             available: meminfo::field(&meminfo, "MemAvailable"),
         }
@@ -83,7 +85,10 @@ impl CpuTimes {
             .collect();
         // Fields: user, nice, system, idle, iowait, irq, softirq, steal; then guest and guest_nice,
         // which are part of user and nice.
-        let all = fields.get(..8)?.iter().fold(0u64, |sum, &time| sum.saturating_add(time));
+        let all = fields
+            .get(..8)?
+            .iter()
+            .fold(0u64, |sum, &time| sum.saturating_add(time));
         let idle = fields.get(3)?.saturating_add(*fields.get(4)?);
         Some(Self { all, idle })
     }

@@ -165,13 +165,17 @@ impl Instance {
 
     /// CPUs that it has.
     pub fn cpus(&self) -> Option<Cpus> {
-        self.status.as_ref().map(|status| cpus_in_force(&status.cpus))
+        self.status
+            .as_ref()
+            .map(|status| cpus_in_force(&status.cpus))
     }
 
     /// Memory that it holds.
     pub fn memory(&self) -> Option<Bytes> {
         let memory = &self.status.as_ref()?.memory;
-        Some(Bytes(memory.plugged.get().saturating_sub(memory.balloon.get())))
+        Some(Bytes(
+            memory.plugged.get().saturating_sub(memory.balloon.get()),
+        ))
     }
 
     /// Use of its CPUs, percent.
@@ -186,11 +190,21 @@ impl Instance {
 
     /// What it waits for most.
     pub fn pressure(&self) -> Option<Pressure> {
-        let kinds = [('c', "cpu.pressure"), ('m', "memory.pressure"), ('i', "io.pressure")];
+        let kinds = [
+            ('c', "cpu.pressure"),
+            ('m', "memory.pressure"),
+            ('i', "io.pressure"),
+        ];
         let known = kinds
             .into_iter()
             .filter_map(|(of, name)| self.observed(name).map(|percent| Pressure { of, percent }));
-        known.reduce(|most, next| if next.percent > most.percent { next } else { most })
+        known.reduce(|most, next| {
+            if next.percent > most.percent {
+                next
+            } else {
+                most
+            }
+        })
     }
 
     fn observed(&self, metric: &str) -> Option<f64> {
@@ -298,9 +312,13 @@ pub mod tests {
         status.cpus.online = cpus;
         status.cpus.target = Cpus::whole(cpus);
         status.cpus.quota = concertina_api::Quota::Max;
-        status.observed = [("cpu", load), ("cpu.pressure", 1.0), ("memory.pressure", pressure)]
-            .map(|(name, value)| (name.to_owned(), value))
-            .into();
+        status.observed = [
+            ("cpu", load),
+            ("cpu.pressure", 1.0),
+            ("memory.pressure", pressure),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .into();
         status
     }
 
@@ -344,7 +362,10 @@ pub mod tests {
         assert_eq!(past, [Some(10.0), Some(90.0), Some(20.0), Some(40.0)]);
         let past = web.past(secs(18), secs(4), 4, secs(1), |point| point.load);
         assert_eq!(past, [Some(20.0), None, None, Some(40.0)]);
-        assert!(web.past(secs(18), secs(4), 0, secs(1), |p| p.load).is_empty());
+        assert!(
+            web.past(secs(18), secs(4), 0, secs(1), |p| p.load)
+                .is_empty()
+        );
     }
 
     #[test]

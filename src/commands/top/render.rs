@@ -18,10 +18,10 @@ use crate::commands::status::describe_size;
 use crate::output;
 use crate::text::{cut, plain};
 
-pub use list::once_height;
+pub use list::whole_height;
 
 /// Least width of a window.
-const LEAST_WIDTH: u16 = 60;
+pub const LEAST_WIDTH: u16 = 60;
 /// Least height of a window.
 const LEAST_HEIGHT: u16 = 15;
 
@@ -44,8 +44,7 @@ LAST    what happened last, and how long ago
 
 A resize by hand pauses the rules of its axis (manual_hold, 5 minutes by default).";
 
-const HINTS: &str =
-    "q quit  Enter timeline  s sort  r reverse  +/- CPUs  M/m memory  ? help";
+const HINTS: &str = "q quit  Enter timeline  s sort  r reverse  +/- CPUs  M/m memory  ? help";
 
 /// How things look.
 #[derive(Debug, Clone, Copy)]
@@ -103,7 +102,10 @@ impl Theme {
     }
 
     fn bar(&self, bar: SizeBar, width: usize) -> Vec<Span<'static>> {
-        let zones = bar.zones(width).into_iter().filter(|(_, length)| *length > 0);
+        let zones = bar
+            .zones(width)
+            .into_iter()
+            .filter(|(_, length)| *length > 0);
         zones
             .map(|(zone, length)| Span::styled(self.glyphs.zone(zone, length), self.of_zone(zone)))
             .collect()
@@ -232,7 +234,10 @@ fn memory_bar(instance: &Instance) -> Option<(SizeBar, String)> {
         min: memory.min.get() as f64,
         max: memory.max.get() as f64,
     };
-    Some((bar, format!("{}/{}", output::size(has), output::size(memory.max))))
+    Some((
+        bar,
+        format!("{}/{}", output::size(has), output::size(memory.max)),
+    ))
 }
 
 /// A time in its largest unit: `12s`, `5m`, `3h`, `4d`.

@@ -7,7 +7,7 @@ use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Cell, Paragraph, Row, Table, TableState};
 
-use super::{BOLD, REVERSED, Theme, cpu_bar, memory_bar, short_span};
+use super::{BOLD, LEAST_HEIGHT, REVERSED, Theme, cpu_bar, memory_bar, short_span};
 use crate::commands::events::kind_and_text;
 use crate::commands::status::state_word;
 use crate::commands::top::app::App;
@@ -25,9 +25,10 @@ const DETAIL_LINES: u16 = 3;
 const SPARK_SPAN: Duration = Duration::from_secs(60);
 
 /// Lines that a picture needs to show all instances.
-pub fn once_height(app: &App) -> u16 {
+pub fn whole_height(app: &App) -> u16 {
     let rows = u16::try_from(app.visible().len()).unwrap_or(u16::MAX);
-    rows.saturating_add(HOST_LINES + DETAIL_LINES + 3)
+    let others = HOST_LINES + DETAIL_LINES + 3;
+    rows.saturating_add(others).max(LEAST_HEIGHT)
 }
 
 /// Draws it.
@@ -94,7 +95,9 @@ fn host_lines(app: &App) -> [String; 3] {
     let host = &app.host;
     let known = |text: Option<String>| text.unwrap_or_else(|| "?".into());
     let count = known(host.cpus.map(|cpus| cpus.to_string()));
-    let busy = known(host.busy.map(|busy| format!("{busy:.0}%")));
+    let busy = host
+        .busy
+        .map_or(String::new(), |busy| format!(", {busy:.0}% busy"));
     let total = known(host.memory.map(output::size));
     let available = known(host.available.map(output::size));
     let book = match &app.accounts {
@@ -110,7 +113,7 @@ fn host_lines(app: &App) -> [String; 3] {
         count => format!("   (without {count} that gave no answer yet)"),
     };
     [
-        format!("CPUs    {count}, {busy} busy   instances: {}", cpus.text(cpu_text)),
+        format!("CPUs    {count}{busy}   instances: {}", cpus.text(cpu_text)),
         format!(
             "Memory  {total}, {available} free   instances: {}, resident {}",
             memory.text(memory_text),
@@ -182,7 +185,11 @@ impl Columns {
     }
 
     fn load(&self) -> usize {
-        if self.spark > 0 { self.spark + 5 } else { STATE_TEXT }
+        if self.spark > 0 {
+            self.spark + 5
+        } else {
+            STATE_TEXT
+        }
     }
 
     fn widths(&self) -> Vec<usize> {
@@ -215,22 +222,20 @@ fn render_table(app: &App, theme: &Theme, frame: &mut Frame<'_>, area: Rect) {
     }
     let longest = visible.iter().map(|instance| instance.name().len()).max();
     let columns = Columns::new(usize::from(area.width), longest.unwrap_or(0));
-    let rows = visible
-        .iter()
-        .enumerate()
-        .map(|(index, instance)| row(app, theme, &columns, instance, index == app.selected_index()));
+    let rows = visible.iter().enumerate().map(|(index, instance)| {
+        row(
+            app,
+            theme,
+            &columns,
+            instance,
+            index == app.selected_index(),
+        )
+    });
     let widths = columns
         .widths()
         .into_iter()
         .map(|width| Constraint::Length(u16::try_from(width).unwrap_or(u16::MAX)));
-    let header = [
-        " NAME",
-        "CPUS",
-        "LOAD",
-        "MEMORY",
-        "PRESS",
-        "LAST",
-    ];
+    let header = [" NAME", "CPUS", "LOAD", "MEMORY", "PRESS", "LAST"];
     let header = header.into_iter().take(columns.widths().len());
     let table = Table::new(rows, widths)
         .header(Row::new(header).style(BOLD))
@@ -254,7 +259,13 @@ fn row<'a>(
         Cell::from(format!("{mark}{name}")),
         bar_cell(theme, columns.bar, CPU_TEXT, cpu_bar(instance), standing),
         Cell::from(load(app, theme, columns, instance, standing)),
-        bar_cell(theme, columns.bar, MEMORY_TEXT, memory_bar(instance), standing),
+        bar_cell(
+            theme,
+            columns.bar,
+            MEMORY_TEXT,
+            memory_bar(instance),
+            standing,
+        ),
         Cell::from(pressure(instance, standing)),
     ];
     if columns.event > 0 {
@@ -307,7 +318,9 @@ fn load(
 }
 
 fn pressure(instance: &Instance, standing: Standing) -> String {
-    let known = instance.pressure().filter(|_| standing == Standing::Answers);
+    let known = instance
+        .pressure()
+        .filter(|_| standing == Standing::Answers);
     known.map_or_else(
         || "-".to_owned(),
         |pressure| format!("{}{:.0}%", pressure.of, pressure.percent),
@@ -333,7 +346,11 @@ fn detail_lines(app: &App, instance: &Instance) -> [String; 3] {
     let standing = app.standing(instance);
     let name = instance.name();
     let word = instance.word(standing);
-    let Some(status) = instance.status.as_ref().filter(|_| standing != Standing::Ended) else {
+    let Some(status) = instance
+        .status
+        .as_ref()
+        .filter(|_| standing != Standing::Ended)
+    else {
         let why = instance.listed.ending.as_deref().unwrap_or_default();
         return [format!("{name}: {word}"), why.to_owned(), String::new()];
     };
@@ -341,12 +358,17 @@ fn detail_lines(app: &App, instance: &Instance) -> [String; 3] {
         Standing::Answers => state_word(status.state),
         _ => word,
     };
-    let uptime = instance.uptime(app.now).map(output::span).unwrap_or_default();
+    let uptime = instance
+        .uptime(app.now)
+        .map(output::span)
+        .unwrap_or_default();
     let (cpus, memory) = (&status.cpus, &status.memory);
     let last = match instance.events.back() {
         None => String::new(),
         Some(event) => {
-            let age = instance.age(event, app.now).map(|age| format!(" {} ago", short_span(age)));
+            let age = instance
+                .age(event, app.now)
+                .map(|age| format!(" {} ago", short_span(age)));
             let (kind, text) = kind_and_text(event);
             format!("{kind}{}: {text}", age.unwrap_or_default())
         }

@@ -40,7 +40,10 @@ pub fn render(
         Constraint::Length(EVENT_LINES),
     ])
     .areas(area);
-    frame.render_widget(Paragraph::new(past_lines(app, theme, instance, past.width)), past);
+    frame.render_widget(
+        Paragraph::new(past_lines(app, theme, instance, past.width)),
+        past,
+    );
     render_events(app, theme, instance, selected, frame, table);
     if let Some(found) = instance.events.iter().rev().nth(selected) {
         let (kind, text) = kind_and_text(found);
@@ -51,33 +54,48 @@ pub fn render(
 
 fn past_lines(app: &App, theme: &Theme, instance: &Instance, width: u16) -> Vec<Line<'static>> {
     let columns = usize::from(width).saturating_sub(LABEL + NUMBER + 1);
-    let known = instance.history.front().map_or(Duration::ZERO, |first| {
-        app.now.saturating_sub(first.at)
-    });
+    let known = instance
+        .history
+        .front()
+        .map_or(Duration::ZERO, |first| app.now.saturating_sub(first.at));
     let span = known.clamp(SHORTEST_SPAN, LONGEST_SPAN);
     let line = |label: &str, number: String, share: &dyn Fn(&Point) -> Option<f64>| {
         let past = instance.past(app.now, span, columns, app.interval * 2, share);
         let spark = theme.glyphs.spark(&past);
-        Line::raw(format!("{label:<LABEL$}{spark} {:>NUMBER$}", theme.text(&number, NUMBER)))
+        Line::raw(format!(
+            "{label:<LABEL$}{spark} {:>NUMBER$}",
+            theme.text(&number, NUMBER)
+        ))
     };
-    let of = |value: f64, most: Option<f64>| most.filter(|most| *most > 0.0).map(|most| value / most);
+    let of =
+        |value: f64, most: Option<f64>| most.filter(|most| *most > 0.0).map(|most| value / most);
     let (cpus, memory) = (cpu_bar(instance), memory_bar(instance));
     let number = |known: &Option<(super::SizeBar, String)>| {
-        known.as_ref().map_or("-".to_owned(), |(_, text)| text.clone())
+        known
+            .as_ref()
+            .map_or("-".to_owned(), |(_, text)| text.clone())
     };
     let most = |known: &Option<(super::SizeBar, String)>| known.as_ref().map(|(bar, _)| bar.max);
-    let load = instance.load().map_or("-".to_owned(), |load| format!("{load:.0}%"));
+    let load = instance
+        .load()
+        .map_or("-".to_owned(), |load| format!("{load:.0}%"));
     let word = instance.word(app.standing(instance));
     vec![
         Line::styled(
             theme.text(
-                &format!("{}: {word}; the last {}", instance.name(), output::span(span)),
+                &format!(
+                    "{}: {word}; the last {}",
+                    instance.name(),
+                    output::span(span)
+                ),
                 usize::from(width),
             ),
             BOLD,
         ),
         line("load", load, &|point| point.load.map(|load| load / 100.0)),
-        line("cpus", number(&cpus), &|point| of(point.cpus.as_f64(), most(&cpus))),
+        line("cpus", number(&cpus), &|point| {
+            of(point.cpus.as_f64(), most(&cpus))
+        }),
         line("memory", number(&memory), &|point| {
             of(point.memory.get() as f64, most(&memory))
         }),
@@ -99,20 +117,25 @@ fn render_events(
     }
     let (ago, kind, size) = (9, 10, 22);
     let rest = usize::from(area.width).saturating_sub(ago + kind + size + 3);
-    let rows = instance.events.iter().rev().enumerate().map(|(index, event)| {
-        let mark = if index == selected { '>' } else { ' ' };
-        let when = match instance.age(event, app.now) {
-            Some(age) => output::span(age),
-            // Of an instance that ended only the time of day is known.
-            None => event.time.get(11..19).unwrap_or_default().to_owned(),
-        };
-        Row::new([
-            Cell::from(format!("{mark}{when}")),
-            Cell::from(theme.text(event_word(&event.kind), kind)),
-            Cell::from(theme.text(&change(event), size)),
-            Cell::from(theme.text(&cause(event), rest)),
-        ])
-    });
+    let rows = instance
+        .events
+        .iter()
+        .rev()
+        .enumerate()
+        .map(|(index, event)| {
+            let mark = if index == selected { '>' } else { ' ' };
+            let when = match instance.age(event, app.now) {
+                Some(age) => output::span(age),
+                // Of an instance that ended only the time of day is known.
+                None => event.time.get(11..19).unwrap_or_default().to_owned(),
+            };
+            Row::new([
+                Cell::from(format!("{mark}{when}")),
+                Cell::from(theme.text(event_word(&event.kind), kind)),
+                Cell::from(theme.text(&change(event), size)),
+                Cell::from(theme.text(&cause(event), rest)),
+            ])
+        });
     let widths = [ago, kind, size, rest]
         .map(|width| Constraint::Length(u16::try_from(width).unwrap_or(u16::MAX)));
     let table = Table::new(rows, widths)
