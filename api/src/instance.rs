@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::disk::{DiskRate, DiskStatus};
 use crate::io::IoRate;
 use crate::net::{NetRateChange, NetStatus};
-use crate::policy::Mode;
+use crate::policy::{Mode, Resource};
 use crate::units::{Bytes, Cpus, Quota};
 use crate::vm::ResizeReport;
 
@@ -151,7 +151,7 @@ pub struct HeldStatus {
 }
 
 /// What bears on all rules of an instance, besides the rules themselves.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ScalingStatus {
     /// What becomes of the rules' decisions.
     pub mode: Mode,
@@ -163,6 +163,20 @@ pub struct ScalingStatus {
     pub cpus: AxisScaling,
     /// Of the memory.
     pub memory: AxisScaling,
+    /// Of the limits on I/O that rules have looked at.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub io: BTreeMap<Resource, AxisScaling>,
+}
+
+impl ScalingStatus {
+    /// What bears on the rules of one resource.
+    pub fn of(&self, resource: Resource) -> AxisScaling {
+        match resource {
+            Resource::Cpus => self.cpus,
+            Resource::Memory => self.memory,
+            limit => self.io.get(&limit).copied().unwrap_or_default(),
+        }
+    }
 }
 
 /// What bears on the rules of one axis.

@@ -221,17 +221,21 @@ fn without_a_terminal_it_is_a_usage_error_and_once_is_text() {
     let wrong = run(&["top", "--interval", "1ms"]);
     assert_eq!(wrong.status.code(), Some(2));
 
-    let once = run(&["top", "--once"]);
-    assert_eq!(once.status.code(), Some(0));
-    let text = String::from_utf8(once.stdout).unwrap();
+    // On a machine that is very busy, the other one may be late, too: once.
+    let text = until("the one that answers", || {
+        let once = run(&["top", "--once"]);
+        assert_eq!(once.status.code(), Some(0), "{once:?}");
+        let text = String::from_utf8(once.stdout).unwrap();
+        text.contains("75%").then_some(text)
+    });
     assert!(!text.contains('\x1b'), "{text:?}");
     assert!(text.lines().all(|line| line.len() <= 80), "{text}");
     let line = |name: &str| {
-        text.lines()
-            .find(|line| line.get(1..).is_some_and(|l| l.starts_with(name)))
+        let named = |line: &&str| line.get(1..).is_some_and(|line| line.starts_with(name));
+        text.lines().find(named).unwrap_or_default()
     };
-    assert!(line("web").unwrap().contains("75%"), "{text}");
-    assert!(line("stuck").unwrap().contains("no answer"), "{text}");
+    assert!(line("web").contains("75%"), "{text}");
+    assert!(line("stuck").contains("no answer"), "{text}");
 }
 
 #[test]

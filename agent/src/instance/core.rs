@@ -26,7 +26,6 @@ use crate::clock::Moment;
 use crate::events::{EventLog, wall_clock};
 use crate::launch::{BootSource, LaunchError, LaunchSpec};
 use crate::net::{NetPrograms, Networks};
-use crate::policy::window::STALE_PERIODS;
 use crate::policy::{Observations, Sample};
 use crate::poll::Wakeup;
 use crate::resize::Resizer;
@@ -48,8 +47,27 @@ struct Live {
     recommended: Option<InstanceSize>,
     thresholds: Vec<ThresholdStatus>,
     scaling: Option<ScalingStatus>,
-    observed: BTreeMap<Metric, Sample>,
+    observed: Observed,
     ended: bool,
+}
+
+/// What was measured last.
+#[derive(Debug, Default)]
+struct Observed {
+    samples: BTreeMap<Metric, Sample>,
+    stale_ms: u64,
+}
+
+impl Observed {
+    /// What is still known at `now_ms`, by name.
+    fn fresh(&self, now_ms: u64) -> BTreeMap<String, f64> {
+        let known = self.samples.iter().filter(|(_, sample)| {
+            sample.value.is_finite() && now_ms.saturating_sub(sample.at_ms) <= self.stale_ms
+        });
+        known
+            .map(|(metric, sample)| (metric.to_string(), sample.value))
+            .collect()
+    }
 }
 
 /// One instance.
@@ -145,7 +163,7 @@ impl Core {
                 recommended: None,
                 thresholds: Vec::new(),
                 scaling: None,
-                observed: BTreeMap::new(),
+                observed: Observed::default(),
                 ended: false,
             }),
             paths,
@@ -248,7 +266,7 @@ impl Core {
             live.description = None;
             live.guest = None;
             live.scaling = None;
-            live.observed.clear();
+            live.observed = Observed::default();
         }
         self.resizer.set_vmm_pid(vmm.map_or(0, |vmm| vmm.pid));
         // Only serves a later supervisor in finding a vmm that outlived this one.
@@ -297,9 +315,11 @@ impl Core {
         self.live().scaling = Some(scaling);
     }
 
-    /// What was measured.
-    pub(super) fn set_observed(&self, seen: &Observations) {
-        self.live().observed.clone_from(&seen.samples);
+    /// What was measured; a sample older than `stale_ms` is unknown.
+    pub(super) fn set_observed(&self, seen: &Observations, stale_ms: u64) {
+        let mut live = self.live();
+        live.observed.samples.clone_from(&seen.samples);
+        live.observed.stale_ms = stale_ms;
     }
 
     /// What the rules want of an instance that is not resized by them.
@@ -362,8 +382,8 @@ impl Core {
             last_resize: self.resizer.last_report(),
             recommended: live.recommended,
             thresholds: live.thresholds.clone(),
-            scaling: live.scaling,
-            observed: self.fresh(&live.observed),
+            scaling: live.scaling.clone(),
+            observed: live.observed.fresh(self.uptime_ms()),
         }
     }
 
@@ -375,19 +395,6 @@ impl Core {
             max: bounds.max(),
             target: self.resizer.rates().of(device)?,
         })
-    }
-
-    /// The values that a rule would still go by.
-    fn fresh(&self, observed: &BTreeMap<Metric, Sample>) -> BTreeMap<String, f64> {
-        let period_ms = self.policy.shortest_period_ms();
-        let stale_ms = period_ms.saturating_mul(STALE_PERIODS);
-        let now_ms = self.uptime_ms();
-        let known = observed.iter().filter(|(_, sample)| {
-            sample.value.is_finite() && now_ms.saturating_sub(sample.at_ms) <= stale_ms
-        });
-        known
-            .map(|(metric, sample)| (metric.to_string(), sample.value))
-            .collect()
     }
 
     fn live(&self) -> MutexGuard<'_, Live> {
@@ -420,5 +427,25 @@ fn discard(paths: &InstancePaths, group: Option<&InstanceGroup>) {
         }
     } else {
         let _ = fs::remove_dir_all(&paths.dir);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_stale_or_no_number_is_not_known() {
+        let sample = |value, at_ms| Sample { value, at_ms };
+        let observed = Observed {
+            samples: BTreeMap::from([
+                (Metric::Cpu, sample(75.0, 7000)),
+                (Metric::Memory, sample(40.0, 6999)),
+                (Metric::CpuSteal, sample(f64::NAN, 9000)),
+            ]),
+            stale_ms: 3000,
+        };
+        let known = observed.fresh(10_000);
+        assert_eq!(known, BTreeMap::from([("cpu".to_owned(), 75.0)]));
     }
 }

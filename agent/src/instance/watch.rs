@@ -25,6 +25,7 @@ use super::disks::DiskWatch;
 use super::news::News;
 use super::recommend::Recommendations;
 use crate::plan::memory::Held as HeldMemory;
+use crate::policy::window::STALE_PERIODS;
 use crate::policy::{Decision, MemoryShort, Observations, PolicyState, Sample, Size, Wish, decide};
 use crate::poll::{self, Wakeup};
 use crate::resize::{Cause, Order};
@@ -230,7 +231,8 @@ impl Watcher {
         seen.io_busy = io_runs || self.core.resizer.is_busy(Resource::DiskBytes);
         seen.limits = self.core.resizer.limits();
         seen.samples.extend(self.io_samples.clone());
-        self.core.set_observed(&seen);
+        let stale_ms = self.policy.shortest_period_ms() * STALE_PERIODS;
+        self.core.set_observed(&seen, stale_ms);
         let (state, decision) = decide(&self.policy, &self.state, &seen, &size, now_ms);
         self.state = state;
         self.report(&decision, &size, &seen);

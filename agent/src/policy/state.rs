@@ -172,6 +172,11 @@ impl PolicyState {
             reversals_per_hour: policy.reversals_per_hour,
             cpus: axis(&self.cpus),
             memory: axis(&self.memory),
+            io: self
+                .io
+                .iter()
+                .map(|(limit, state)| (*limit, axis(state)))
+                .collect(),
         }
     }
 

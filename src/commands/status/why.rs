@@ -8,11 +8,14 @@ use std::path::Path;
 
 use anyhow::Context;
 use concertina_api::event::{Event, EventKind};
-use concertina_api::instance::{HeldStatus, InstanceStatus, ScalingStatus, ThresholdStatus};
-use concertina_api::policy::{Axis, Direction, Mode, Rule};
+use concertina_api::instance::{
+    HeldStatus, InstanceSize, InstanceStatus, ScalingStatus, ThresholdStatus,
+};
+use concertina_api::policy::{Device, Mode, Resource, Rule};
 use concertina_api::units::Bounds;
+use concertina_api::vm::ResizeReport;
 use concertina_api::{Bytes, Cpus};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::{cpus_in_force, describe_resize};
 use crate::event_tail::EventTail;
@@ -37,13 +40,13 @@ pub fn print(status: &InstanceStatus, events: &Path, json: bool) -> anyhow::Resu
 struct Why {
     name: String,
     mode: Option<Mode>,
-    axes: [AxisWhy; 2],
+    axes: Vec<AxisWhy>,
 }
 
 /// Why an axis has its size.
 #[derive(Debug, PartialEq, Serialize)]
 struct AxisWhy {
-    axis: Axis,
+    axis: Resource,
     size: Size,
     min: Size,
     max: Size,
@@ -57,30 +60,38 @@ struct AxisWhy {
     rules: Vec<RuleWhy>,
 }
 
-/// A size: in JSON a number of CPUs, or of bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-#[serde(untagged)]
-enum Size {
-    Cpus(Cpus),
-    Memory(Bytes),
+/// A size: in JSON a number of CPUs, or else of the resource's smallest unit.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Size {
+    of: Resource,
+    amount: u64,
 }
 
 impl Size {
-    /// Of thousandths of a CPU, or bytes.
-    fn new(axis: Axis, size: u64) -> Self {
-        match axis {
-            Axis::Cpus => Self::Cpus(Cpus(u32::try_from(size).unwrap_or(u32::MAX))),
-            Axis::Memory => Self::Memory(Bytes(size)),
+    /// Of so much in the resource's smallest unit.
+    fn new(of: Resource, amount: u64) -> Self {
+        Self { of, amount }
+    }
+}
+
+impl Serialize for Size {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.of {
+            Resource::Cpus => serializer.serialize_f64(self.amount as f64 / 1000.0),
+            _ => serializer.serialize_u64(self.amount),
         }
     }
 }
 
 impl std::fmt::Display for Size {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Cpus(cpus) if *cpus == Cpus::whole(1) => f.write_str("1 CPU"),
-            Self::Cpus(cpus) => write!(f, "{cpus} CPUs"),
-            Self::Memory(bytes) => f.write_str(&output::size(*bytes)),
+        match (self.of, self.amount) {
+            (Resource::Cpus, 1000) => f.write_str("1 CPU"),
+            (Resource::Cpus, milli) => {
+                write!(f, "{} CPUs", Cpus(u32::try_from(milli).unwrap_or(u32::MAX)))
+            }
+            (Resource::Memory, bytes) => f.write_str(&output::size(Bytes(bytes))),
+            (limit, amount) => f.write_str(&limit.text(amount)),
         }
     }
 }
@@ -118,8 +129,11 @@ impl Why {
     fn of(status: &InstanceStatus, events: &[Event]) -> Self {
         Self {
             name: status.name.clone(),
-            mode: status.scaling.map(|scaling| scaling.mode),
-            axes: Axis::ALL.map(|axis| AxisWhy::of(axis, status, events)),
+            mode: status.scaling.as_ref().map(|scaling| scaling.mode),
+            axes: Resource::ALL
+                .into_iter()
+                .filter_map(|axis| AxisWhy::of(axis, status, events))
+                .collect(),
         }
     }
 
@@ -138,7 +152,7 @@ impl Why {
     }
 }
 
-/// The numbers of an axis, in thousandths of a CPU or in bytes.
+/// The numbers of an axis, in its smallest unit.
 struct Numbers {
     has: u64,
     target: u64,
@@ -146,46 +160,58 @@ struct Numbers {
 }
 
 impl Numbers {
-    fn of(axis: Axis, status: &InstanceStatus) -> Self {
-        let (cpus, memory) = (&status.cpus, &status.memory);
+    /// `None` for a limit that the instance has not, or that has no bounds.
+    fn of(axis: Resource, status: &InstanceStatus) -> Option<Self> {
+        let (cpus, memory, io) = (&status.cpus, &status.memory, &status.io);
         let milli = |cpus: Cpus| u64::from(cpus.milli());
-        match axis {
-            Axis::Cpus => Self {
-                has: milli(cpus_in_force(cpus)),
-                target: milli(cpus.target),
-                bounds: Bounds {
-                    min: milli(cpus.min),
-                    max: milli(cpus.max),
-                },
+        let (limit, has) = match axis.device() {
+            Some(Device::Disk) => (io.disk_rate, io.disks.first().map(|disk| disk.rate)),
+            Some(Device::Net) => (io.net_rate, io.nets.first().map(|net| net.rates.rx)),
+            None if axis == Resource::Cpus => {
+                return Some(Self {
+                    has: milli(cpus_in_force(cpus)),
+                    target: milli(cpus.target),
+                    bounds: Bounds {
+                        min: milli(cpus.min),
+                        max: milli(cpus.max),
+                    },
+                });
+            }
+            None => {
+                return Some(Self {
+                    has: memory.plugged.get().saturating_sub(memory.balloon.get()),
+                    target: memory.target.get(),
+                    bounds: Bounds {
+                        min: memory.min.get(),
+                        max: memory.max.get(),
+                    },
+                });
+            }
+        };
+        let limit = limit?;
+        Some(Self {
+            has: axis.of_rate(&has?)?,
+            target: axis.of_rate(&limit.target)?,
+            bounds: Bounds {
+                min: axis.of_rate(&limit.min)?,
+                max: axis.of_rate(&limit.max)?,
             },
-            Axis::Memory => Self {
-                has: memory.plugged.get().saturating_sub(memory.balloon.get()),
-                target: memory.target.get(),
-                bounds: Bounds {
-                    min: memory.min.get(),
-                    max: memory.max.get(),
-                },
-            },
-        }
+        })
     }
 }
 
 impl AxisWhy {
-    fn of(axis: Axis, status: &InstanceStatus, events: &[Event]) -> Self {
-        let numbers = Numbers::of(axis, status);
+    fn of(axis: Resource, status: &InstanceStatus, events: &[Event]) -> Option<Self> {
+        let numbers = Numbers::of(axis, status)?;
         let scaling = status.scaling.as_ref();
-        let of_axis = scaling.map(|scaling| match axis {
-            Axis::Cpus => scaling.cpus,
-            Axis::Memory => scaling.memory,
-        });
-        let of_axis = of_axis.unwrap_or_default();
+        let of_axis = scaling.map(|scaling| scaling.of(axis)).unwrap_or_default();
         let rules = status.thresholds.iter().filter_map(|threshold| {
-            // A rule that a later version has another spelling for is told on both axes.
+            // A rule that a later version has another spelling for is told on every axis.
             let rule = threshold.rule.parse::<Rule>().ok();
-            let concerns = rule.as_ref().is_none_or(|rule| rule.axis() == axis);
+            let concerns = rule.as_ref().is_none_or(|rule| rule.resource() == axis);
             concerns.then(|| RuleWhy::of(threshold, rule.as_ref(), &numbers, scaling))
         });
-        Self {
+        Some(Self {
             axis,
             size: Size::new(axis, numbers.has),
             min: Size::new(axis, numbers.bounds.min),
@@ -197,13 +223,14 @@ impl AxisWhy {
             reversals: of_axis.reversals,
             reversals_per_hour: scaling.map(|scaling| scaling.reversals_per_hour),
             rules: rules.collect(),
-        }
+        })
     }
 
     fn text(&self) -> String {
         let name = match self.axis {
-            Axis::Cpus => "CPU",
-            Axis::Memory => "Memory",
+            Resource::Cpus => "CPU",
+            Resource::Memory => "Memory",
+            limit => limit.as_str(),
         };
         let bounds = if self.min == self.max {
             format!("its bounds are {}, so that it cannot change", self.min)
@@ -280,7 +307,7 @@ impl RuleWhy {
             value: threshold.last_value,
             would_make: rule
                 .zip(needs.would_make)
-                .map(|(rule, size)| Size::new(rule.axis(), size)),
+                .map(|(rule, size)| Size::new(rule.resource(), size)),
             needs: needs.sentences,
             held: threshold.held.clone(),
             cooldown_remaining_ms: threshold.cooldown_remaining_ms,
@@ -316,7 +343,7 @@ impl RuleWhy {
 }
 
 /// The event that gave an axis its size.
-fn set_by(axis: Axis, status: &InstanceStatus, events: &[Event]) -> SetBy {
+fn set_by(axis: Resource, status: &InstanceStatus, events: &[Event]) -> SetBy {
     let at = |by, event: &Event| SetBy {
         by,
         time: Some(event.time.clone()),
@@ -333,9 +360,13 @@ fn set_by(axis: Axis, status: &InstanceStatus, events: &[Event]) -> SetBy {
                 ..
             } => {
                 let got = report.got;
-                let changed = match axis {
-                    Axis::Cpus => got.cpus.is_some() && got.cpus != before.cpus,
-                    Axis::Memory => got.memory.is_some() && got.memory != before.memory,
+                let changed = match axis.device() {
+                    Some(Device::Disk) => {
+                        got.disk_rate.is_some() && got.disk_rate != before.disk_rate
+                    }
+                    Some(Device::Net) => got.net_rate.is_some() && got.net_rate != before.net_rate,
+                    None if axis == Resource::Cpus => got.cpus.is_some() && got.cpus != before.cpus,
+                    None => got.memory.is_some() && got.memory != before.memory,
                 };
                 if changed {
                     let by = if cause == "manual" { "hand" } else { "rule" };
@@ -358,30 +389,22 @@ fn set_by(axis: Axis, status: &InstanceStatus, events: &[Event]) -> SetBy {
 }
 
 /// Why an axis has not what it shall have.
-fn on_its_way(axis: Axis, numbers: &Numbers, status: &InstanceStatus) -> Option<String> {
+fn on_its_way(axis: Resource, numbers: &Numbers, status: &InstanceStatus) -> Option<String> {
     if numbers.has == numbers.target {
         return None;
     }
-    let concerns = status.last_resize.as_ref().filter(|report| match axis {
-        Axis::Cpus => report.asked.cpus.is_some(),
-        Axis::Memory => report.asked.memory.is_some(),
-    });
-    Some(match concerns {
+    let concerns = |report: &&ResizeReport<InstanceSize>| match axis.device() {
+        Some(Device::Disk) => report.asked.disk_rate.is_some(),
+        Some(Device::Net) => report.asked.net_rate.is_some(),
+        None if axis == Resource::Cpus => report.asked.cpus.is_some(),
+        None => report.asked.memory.is_some(),
+    };
+    Some(match status.last_resize.as_ref().filter(concerns) {
         Some(report) if report.reason.is_some() => {
             format!("the last resize ended {}", describe_resize(report))
         }
-        _ => {
-            let direction = if numbers.target > numbers.has {
-                Direction::Grow
-            } else {
-                Direction::Shrink
-            };
-            let way = match direction {
-                Direction::Grow => "it grows",
-                Direction::Shrink => "it shrinks",
-            };
-            format!("{way} at the moment")
-        }
+        _ if numbers.target > numbers.has => "it grows at the moment".to_owned(),
+        _ => "it shrinks at the moment".to_owned(),
     })
 }
 

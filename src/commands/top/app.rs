@@ -14,7 +14,7 @@ use std::time::Duration;
 use concertina_api::event::Event;
 use concertina_api::instance::{InstanceResize, InstanceSize, InstanceState, InstanceStatus};
 use concertina_api::policy::step::tracking_step;
-use concertina_api::policy::{Axis, Direction};
+use concertina_api::policy::{Axis, Direction, Resource};
 use concertina_api::units::Bounds;
 use concertina_api::vm::ResizeReport;
 use concertina_api::{Bytes, Cpus};
@@ -541,13 +541,13 @@ fn proposed(
         ),
     };
     let from = wished.unwrap_or(target_of(status, axis));
-    let step = tracking_step(axis, &bounds);
+    let step = tracking_step(axis.into(), &bounds);
     let (to, side) = match direction {
         Direction::Grow => (from.saturating_add(step).min(bounds.max), "upper"),
         Direction::Shrink => (from.saturating_sub(step).max(bounds.min), "lower"),
     };
     if to == from {
-        let bound = concertina_api::policy::step::size_text(axis, to);
+        let bound = Resource::from(axis).text(to);
         return Err(format!("has its {side} bound: {bound}"));
     }
     Ok(to)

@@ -104,7 +104,8 @@ impl Instance {
 
     /// It was found again.
     pub fn list(&mut self, listed: Listed, now: Duration) {
-        if listed.agent_pid != self.listed.agent_pid {
+        let again = listed.alive && !self.listed.alive;
+        if again || listed.agent_pid != self.listed.agent_pid {
             *self = Self::new(listed, now);
         } else {
             self.listed = listed;
@@ -117,6 +118,12 @@ impl Instance {
             self.failed = true;
             return;
         };
+        let before = self.status.as_ref().map_or(0, |before| before.uptime_ms);
+        if status.uptime_ms < before {
+            // Launched again by the same supervisor, between two looks at the folder.
+            self.history.clear();
+            self.events.clear();
+        }
         self.failed = false;
         self.answered = Some(now);
         self.status = Some(status);
@@ -348,8 +355,22 @@ pub mod tests {
             agent_pid: 71,
             ..listed("web")
         };
-        web.list(again, secs(3));
+        web.list(again.clone(), secs(3));
         assert!(web.history.is_empty() && web.status.is_none());
+
+        // One supervisor may have all of them: then the time since launch tells.
+        web.answer(Some(status("web", 50.0, 2, 0.0)), secs(4));
+        let mut young = status("web", 50.0, 2, 0.0);
+        young.uptime_ms = 100;
+        web.answer(Some(young.clone()), secs(5));
+        assert_eq!(web.history.len(), 1);
+        let ended = Listed {
+            alive: false,
+            ..again.clone()
+        };
+        web.list(ended, secs(6));
+        web.list(again, secs(7));
+        assert!(web.history.is_empty());
     }
 
     #[test]

@@ -5,7 +5,7 @@ use concertina_api::instance::{ScalingStatus, ThresholdStatus, WindowStatus};
 use concertina_api::policy::rule::time_text;
 use concertina_api::policy::step::{self, track_target, tracking_step};
 use concertina_api::policy::{
-    Axis, Comparison, Direction, Metric, MetricUnit, Rule, Target, Threshold,
+    Comparison, Direction, Metric, MetricUnit, Resource, Rule, Target, Threshold,
 };
 use concertina_api::units::Bounds;
 
@@ -17,7 +17,7 @@ const BEYOND: f64 = 1e-9;
 /// What a rule needs to act.
 #[derive(Debug, Default, PartialEq)]
 pub struct Needs {
-    /// The size that it leads to, in thousandths of a CPU or bytes; absent where it leads to none, or
+    /// The size that it leads to, in its smallest unit; absent where it leads to none, or
     /// to several.
     pub would_make: Option<u64>,
     /// What has to happen.
@@ -35,7 +35,7 @@ impl Needs {
     ) -> Self {
         let mut needs = match rule {
             Rule::Threshold(rule) => of_threshold(rule, status, present, bounds, scaling),
-            Rule::Target(rule) => of_target(rule, status, present, bounds),
+            Rule::Target(target) => of_target(target, rule.resource(), status, present, bounds),
         };
         if status.state == "unknown" {
             needs
@@ -53,7 +53,7 @@ fn of_threshold(
     bounds: &Bounds<u64>,
     scaling: Option<&ScalingStatus>,
 ) -> Needs {
-    let axis = rule.action.axis();
+    let axis = rule.action.resource();
     let target = step::target(rule.action, present, bounds);
     if target == present {
         let bound = match present {
@@ -123,7 +123,6 @@ fn progress_text(window: WindowStatus) -> String {
 
 /// Target tracking acts on both sides of its level.
 fn of_target(rule: &Target, status: &ThresholdStatus, present: u64, bounds: &Bounds<u64>) -> Needs {
-    let axis = rule.metric.natural_axis().unwrap_or(Axis::Cpus);
     let window = status.window.map(window_text).unwrap_or_default();
     let sentences = Direction::ALL.map(|direction| {
         let (word, at_bound) = match direction {
@@ -166,7 +165,13 @@ fn of_target(rule: &Target, status: &ThresholdStatus, present: u64, bounds: &Bou
 
 /// The mean beyond which target tracking takes another size: half a step around the present one is
 /// dead, and a smaller size is a whole number of steps.
-fn edge(axis: Axis, level: f64, direction: Direction, present: u64, bounds: &Bounds<u64>) -> f64 {
+fn edge(
+    axis: Resource,
+    level: f64,
+    direction: Direction,
+    present: u64,
+    bounds: &Bounds<u64>,
+) -> f64 {
     let step = tracking_step(axis, bounds);
     let (now, half) = (present as f64, step as f64 / 2.0);
     let size = match direction {

@@ -225,7 +225,7 @@ fn the_edges_of_target_tracking_are_those_of_the_step_itself() {
             continue;
         };
         let level: f64 = rest.split_once('%').unwrap().0.parse().unwrap();
-        let size = |measured| track_target(Axis::Cpus, 60.0, measured, present.into(), &bounds);
+        let size = |measured| track_target(Resource::Cpus, 60.0, measured, present.into(), &bounds);
         // Sentences round to a tenth of a percent.
         assert!(
             size(level - 0.1) < present.into(),

@@ -2,6 +2,7 @@ use concertina_agent::ledger::Account;
 use concertina_api::event::Event;
 use concertina_api::instance::InstanceState;
 use concertina_api::{Bytes, Cpus};
+use proptest::prelude::*;
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 use serde_json::json;
@@ -397,4 +398,40 @@ fn colours_mark_the_parts_of_a_bar_and_are_absent_without() {
     };
     assert_eq!(colors(false), 0);
     assert!(colors(true) > 10);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn no_keys_reports_and_windows_break_anything(
+        steps in prop::collection::vec((0usize..24, 0u64..5), 1..60),
+        windows in prop::collection::vec((1u16..160, 1u16..50), 1..4),
+    ) {
+        let keys: Vec<char> = "jkgGsrmM+-?yn\n\x1b".chars().collect();
+        let mut app = with_events();
+        let mut now = 2;
+        for (step, wait) in steps {
+            now += wait;
+            if let Some(key) = keys.get(step) {
+                app.update(Input::Tick, secs(now));
+                press(&mut app, &key.to_string());
+                continue;
+            }
+            let web = || Some(Box::new(status("web", step as f64, step as u32, f64::NAN)));
+            let report = match step - keys.len() {
+                0 => Report::Instances(vec![]),
+                1 => Report::Instances(["cache", "db", "web"].map(listed).to_vec()),
+                2 => Report::Answer("web".into(), None),
+                3 => Report::Events("web".into(), vec![resized(now, "manual"), resized(9, "x")]),
+                4 => Report::Resized("web".into(), Err("no".into())),
+                _ => Report::Answer("web".into(), web()),
+            };
+            app.update(Input::Report(report), secs(now));
+        }
+        for (width, height) in windows {
+            for theme in [PLAIN, Theme { color: true, glyphs: Glyphs::BLOCKS }] {
+                drawn(&app, &theme, width, height);
+            }
+        }
+    }
 }
