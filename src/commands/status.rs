@@ -29,32 +29,33 @@ Examples:
   concertina status web --json | jq .cpus.online
   concertina status web --watch --json | jq -c '[.time, .observed.cpu, .cpus.online]'
 
---watch prints a line when something is other than a look before: time (UTC), state, load (use of its
-CPUs, percent), CPUs online, quota and target, memory plugged, target and resident on the host,
-pressure (percent of the time in which something waited), and what happened since the line before. It
-ends with the instance, with exit status 0; its last line says how the instance ended.
+--watch prints a line when something is other than a look before: time (UTC), state, load (use
+of its CPUs, percent), CPUs online, quota and target, memory plugged, target and resident on the
+host, pressure (percent of the time in which something waited), and what happened since the line
+before. It ends with the instance, with exit status 0; the last line says how the instance ended.
 
---why says for CPUs and memory which size there is and who set it (at launch, by hand, or which rule),
-what each rule looks at and how far it is, what keeps it from acting (bounds, cooldown, a hold after a
-resize by hand, the hour's changes of direction, a host that is short), and what would have to happen
-for another size.
+--why says for CPUs and memory which size there is and who set it (at launch, by hand, or which
+rule), what each rule looks at and how far it is, what keeps it from acting (bounds, cooldown, a
+hold after a resize by hand, the hour's changes of direction, a host that is short), and what
+would have to happen for another size.
 
 JSON fields: name, state, uptime_ms, cpus {min,max,target,online,quota}, memory {min,max,target,
 plugged,balloon,guest_total,guest_available,host_resident} in bytes, io {disks [{path,capacity,
-read_only,serial,rate,engine,direct,read_bytes,written_bytes,reads,writes,flushes,discards,throttled,
-errors,last_error,bad_requests}], nets [{link,tap,mac,link_up,driver_ready,rx,tx {bytes,frames,drops,
-throttled},bad_requests,rates {rx,tx}}]}, guest (what the agent in the guest says, or null), last_resize,
-thresholds [{rule,state,last_value,window {breaching,need,of,period_ms},cooldown_remaining_ms,held
-{reason,detail}}], scaling {mode,shrink_window_ms,reversals_per_hour,cpus,memory
-{manual_hold_remaining_ms,reversals}}, observed (each metric that is known, by its name in rules),
-recommended {cpus,memory} where a policy with mode = \"recommend\" wants another size. An unknown value
-is null or absent. Of an instance that ended only name, state and ending {status,reason,time} are
-known. States: starting, running, paused, stopping, stopped, failed.
-With --watch there is one object a look, on one line, with time and events (since the object before)
-beside these; status is null while there is no answer.
-With --why: name, mode, axes [{axis,size,min,max,target,set_by {by,cause,note,time,ago_ms},on_its_way,
-manual_hold_remaining_ms,reversals,reversals_per_hour,rules [{rule,state,value,metric,would_make,
-needs,held,cooldown_remaining_ms}]}]; sizes are CPUs or bytes.";
+read_only,serial,rate,engine,direct,read_bytes,written_bytes,reads,writes,flushes,discards,
+throttled,errors,last_error,bad_requests}], nets [{link,tap,mac,link_up,driver_ready,
+rx,tx {bytes,frames,drops,throttled},bad_requests,rates {rx,tx}}]}, guest (what the agent in the
+guest says, or null), last_resize, thresholds [{rule,state,last_value,window {breaching,need,of,
+period_ms},cooldown_remaining_ms,held {reason,detail}}], scaling {mode,shrink_window_ms,
+reversals_per_hour,cpus,memory {manual_hold_remaining_ms,reversals}}, observed (each metric that
+is known, by its name in rules), recommended {cpus,memory} where a policy with
+mode = \"recommend\" wants another size. An unknown value is null or absent. Of an instance that
+ended only name, state and ending {status,reason,time} are known. States: starting, running,
+paused, stopping, stopped, failed.
+With --watch there is one object a look, on one line, with time and events (since the object
+before) beside these; while there is no answer it has only those two.
+With --why: name, mode, axes [{axis,size,min,max,target,set_by {by,cause,note,time,ago_ms},
+on_its_way,manual_hold_remaining_ms,reversals,reversals_per_hour,rules [{rule,state,metric,value,
+would_make,needs,held,cooldown_remaining_ms}]}]; sizes are CPUs or bytes.";
 
 /// Pause between two looks of `--watch`.
 const WATCH_PERIOD: Duration = Duration::from_secs(1);

@@ -5,7 +5,7 @@ use concertina_api::{Bytes, Cpus};
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::text::{Line, Span};
-use ratatui::widgets::{Cell, Paragraph, Row, Table, TableState};
+use ratatui::widgets::{Cell, Paragraph, Row, Table, TableState, Wrap};
 
 use super::{BOLD, LEAST_HEIGHT, REVERSED, Theme, cpu_bar, memory_bar, short_span};
 use crate::commands::events::kind_and_text;
@@ -215,9 +215,9 @@ impl Columns {
 fn render_table(app: &App, theme: &Theme, frame: &mut Frame<'_>, area: Rect) {
     let visible = app.visible();
     if visible.is_empty() && app.listed {
-        let text = "\nNo instance runs here: 'concertina run' launches one, 'concertina top --all' \
+        let text = "No instance runs here: 'concertina run' launches one, 'concertina top --all' \
                     shows those that ended, too.";
-        frame.render_widget(Paragraph::new(text), area);
+        frame.render_widget(Paragraph::new(text).wrap(Wrap { trim: true }), area);
         return;
     }
     let longest = visible.iter().map(|instance| instance.name().len()).max();
