@@ -3,15 +3,15 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
-use crate::support::{Launch, MIB, STEP_LIMIT, concertina, until};
+use crate::support::{BOOT_LIMIT, Launch, MIB, STEP_LIMIT, concertina, until};
 
 #[test]
 fn a_resize_is_seen_on_the_screen_in_lines_and_with_its_reason() {
-    let (instance, _shell) = Launch::new("seen")
+    let instance = Launch::new("seen")
         .cpus("1..2")
         .memory("256M..512M")
         .scale("cpu > 95% for 60s: +1 cpu")
-        .boot();
+        .start();
     let state = instance.state_dir().display().to_string();
     let screen = || {
         let finished = concertina(&["top", "--once", "--state-dir", &state]).expect_success();
@@ -25,8 +25,8 @@ fn a_resize_is_seen_on_the_screen_in_lines_and_with_its_reason() {
             .stdout
     };
 
-    // What is measured is there without a rule that looks at it.
-    let status = instance.wait_for_status("what is measured", STEP_LIMIT, |status| {
+    // What is measured is there without a rule that looks at it; the memory is told by a guest that is up.
+    let status = instance.wait_for_status("what is measured", 2 * BOOT_LIMIT, |status| {
         status["observed"]["cpu"].is_number() && status["observed"]["memory"].is_number()
     });
     assert_eq!(status["thresholds"][0]["window"]["need"], 60, "{status:#}");

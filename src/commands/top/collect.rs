@@ -172,10 +172,7 @@ impl Lister {
             stays
         });
         for entry in entries {
-            if self.watched.contains_key(&entry.name) {
-                continue;
-            }
-            if !entry.alive {
+            if !entry.alive || self.watched.contains_key(&entry.name) {
                 continue;
             }
             let over = Arc::new(AtomicBool::new(false));
