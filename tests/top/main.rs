@@ -204,7 +204,8 @@ fn colours_are_there_and_are_turned_off_by_no_color() {
 #[test]
 fn without_a_terminal_it_is_a_usage_error_and_once_is_text() {
     let host = Host::new();
-    let _web = host.launch("web", Play::of(75.0, 2));
+    let web = host.launch("web", Play::of(75.0, 2));
+    web.happens(&json!({"time": "t", "uptime_ms": 31_000, "event": "rebooted"}));
     let _stuck = host.launch("stuck", Play::of(1.0, 1).that_hangs());
     let run = |arguments: &[&str]| {
         let mut command = concertina(&host, arguments);
@@ -234,7 +235,10 @@ fn without_a_terminal_it_is_a_usage_error_and_once_is_text() {
         let named = |line: &&str| line.get(1..).is_some_and(|line| line.starts_with(name));
         text.lines().find(named).unwrap_or_default()
     };
-    assert!(line("web").contains("75%"), "{text}");
+    assert!(
+        line("web").contains("75%") && line("web").contains("rebooted"),
+        "{text}"
+    );
     assert!(line("stuck").contains("no answer"), "{text}");
 }
 

@@ -230,7 +230,7 @@ impl AxisWhy {
         let name = match self.axis {
             Resource::Cpus => "CPU",
             Resource::Memory => "Memory",
-            limit => limit.as_str(),
+            _ => "Limit",
         };
         let bounds = if self.min == self.max {
             format!("its bounds are {}, so that it cannot change", self.min)

@@ -221,27 +221,28 @@ impl Watcher {
     fn run(mut self) {
         loop {
             let over = self.over.load(Ordering::SeqCst);
-            if !over {
-                let answer: Option<InstanceStatus> = concertina_http::client::get_json(
-                    &self.paths.agent_socket,
-                    "/v1/instance",
-                    ANSWER_TIMEOUT,
-                )
-                .ok();
-                let answer = Report::Answer(self.name.clone(), answer.map(Box::new));
-                if !self.sender.send(answer) {
-                    return;
-                }
-            }
-            // A file that cannot be read is looked at again the next time.
+            // Events come before the answer: who waits for that only has them, too. A file that
+            // cannot be read is looked at again the next time.
             let events = self.events.read().unwrap_or_default();
             if !events.is_empty() {
                 self.sender.send(Report::Events(self.name.clone(), events));
             }
-            if over {
+            if over || !self.ask() {
                 return;
             }
             thread::park_timeout(self.interval);
         }
+    }
+
+    /// Asks how it is; false when nobody listens any more.
+    fn ask(&self) -> bool {
+        let answer: Option<InstanceStatus> = concertina_http::client::get_json(
+            &self.paths.agent_socket,
+            "/v1/instance",
+            ANSWER_TIMEOUT,
+        )
+        .ok();
+        let answer = Report::Answer(self.name.clone(), answer.map(Box::new));
+        self.sender.send(answer)
     }
 }

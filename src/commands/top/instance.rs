@@ -122,7 +122,6 @@ impl Instance {
         if status.uptime_ms < before {
             // Launched again by the same supervisor, between two looks at the folder.
             self.history.clear();
-            self.events.clear();
         }
         self.failed = false;
         self.answered = Some(now);
@@ -142,7 +141,14 @@ impl Instance {
 
     /// Something happened to it.
     pub fn happened(&mut self, events: Vec<Event>) {
-        self.events.extend(events);
+        for event in events {
+            let last = self.events.back().map_or(0, |last| last.uptime_ms);
+            if matches!(event.kind, EventKind::Started { .. }) && event.uptime_ms < last {
+                // The first of another life, whose time begins anew.
+                self.events.clear();
+            }
+            self.events.push_back(event);
+        }
         let surplus = self.events.len().saturating_sub(EVENTS_KEPT);
         self.events.drain(..surplus);
     }
@@ -371,6 +377,32 @@ pub mod tests {
         web.list(ended, secs(6));
         web.list(again, secs(7));
         assert!(web.history.is_empty());
+    }
+
+    #[test]
+    fn events_of_the_life_before_are_forgotten() {
+        let event = |ms: u64, kind: &str| -> Event {
+            let value = serde_json::json!({"time": "t", "uptime_ms": ms, "event": kind, "vmm_pid": 7,
+                "status": 0, "reason": "Power off"});
+            serde_json::from_value(value).unwrap()
+        };
+        let times = |web: &Instance| -> Vec<u64> {
+            web.events.iter().map(|event| event.uptime_ms).collect()
+        };
+        let mut web = Instance::new(listed("web"), secs(0));
+        // A guest that restarts starts again in the same life.
+        web.happened(vec![
+            event(5, "started"),
+            event(50, "rebooted"),
+            event(60, "started"),
+        ]);
+        assert_eq!(times(&web), [5, 50, 60]);
+        web.happened(vec![
+            event(90, "ended"),
+            event(4, "started"),
+            event(8, "rebooted"),
+        ]);
+        assert_eq!(times(&web), [4, 8]);
     }
 
     #[test]

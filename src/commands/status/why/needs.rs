@@ -122,7 +122,13 @@ fn progress_text(window: WindowStatus) -> String {
 }
 
 /// Target tracking acts on both sides of its level.
-fn of_target(rule: &Target, status: &ThresholdStatus, present: u64, bounds: &Bounds<u64>) -> Needs {
+fn of_target(
+    rule: &Target,
+    axis: Resource,
+    status: &ThresholdStatus,
+    present: u64,
+    bounds: &Bounds<u64>,
+) -> Needs {
     let window = status.window.map(window_text).unwrap_or_default();
     let sentences = Direction::ALL.map(|direction| {
         let (word, at_bound) = match direction {

@@ -34,6 +34,7 @@ fn ruled(thresholds: Vec<ThresholdStatus>) -> InstanceStatus {
     status.cpus.target = Cpus(1500);
     status.last_resize = None;
     status.recommended = None;
+    status.io.disk_rate = None;
     status.thresholds = thresholds;
     status.scaling = Some(ScalingStatus {
         shrink_window_ms: 60_000,
@@ -284,4 +285,34 @@ fn json_has_the_fields_of_the_contract() {
             "{path} is missing in {value}"
         );
     }
+}
+
+#[test]
+fn limits_on_io_that_have_bounds_are_axes_of_their_own() {
+    // The example has 50M and 2000iops of 10M to 100M, and shall have 60M.
+    let rule = "disk > 90% for 5s: +25 disk.mbps";
+    let mut status = ruled(vec![threshold(rule, "ok", Some(40.0), 0, 5)]);
+    status.io.disk_rate = example().io.disk_rate;
+    let limit = status.scaling.as_mut().unwrap();
+    limit.io.insert(
+        Resource::DiskBytes,
+        AxisScaling {
+            manual_hold_remaining_ms: 60_000,
+            reversals: 0,
+        },
+    );
+    let why = Why::of(&status, &[started()]);
+    let axes: Vec<&str> = why.axes.iter().map(|axis| axis.axis.as_str()).collect();
+    assert_eq!(axes, ["cpu", "memory", "disk.mbps", "disk.iops"]);
+    let told = why.text();
+    for sentence in [
+        "Limit: 50 disk.mbps, as at launch 1m 00s ago; bounds 10 disk.mbps to 100 disk.mbps.",
+        "It shall have 60 disk.mbps: it grows at the moment.",
+        "Somebody resized it by hand: its rules pause for another 1m 00s.",
+        "disk over 90% for 5s makes it 75 disk.mbps.",
+    ] {
+        assert!(told.contains(sentence), "{sentence} is missing in:\n{told}");
+    }
+    let value = serde_json::to_value(&why).unwrap();
+    assert_eq!(value.pointer("/axes/2/size"), Some(&json!(50 << 20)));
 }
