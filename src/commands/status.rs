@@ -1,6 +1,9 @@
-//! `concertina status`: one instance, once or again and again, for people or for programs.
+//! `concertina status`: one instance, once or again and again, for people or for programs; and why
+//! it has the size that it has.
 
-use std::io::IsTerminal;
+mod watch;
+mod why;
+
 use std::time::Duration;
 
 use concertina_agent::client;
@@ -15,26 +18,46 @@ use concertina_api::vm::ResizeReport;
 use concertina_api::{Bytes, Cpus, IoRate, Quota};
 use serde::Serialize;
 
+use crate::commands::top::parse_interval;
 use crate::{output, state};
 
 const EXAMPLES: &str = "\
 Examples:
   concertina status web
-  concertina status web --watch
+  concertina status web --why
+  concertina status web --watch --interval 250ms | tee web.log
   concertina status web --json | jq .cpus.online
+  concertina status web --watch --json | jq -c '[.time, .observed.cpu, .cpus.online]'
+
+--watch prints a line when something is other than a look before: time (UTC), state, load (use
+of its CPUs, percent), CPUs online, quota and target, memory plugged, target and resident on the
+host, pressure (percent of the time in which something waited), and what happened since the line
+before. It ends with the instance, with exit status 0; the last line says how the instance ended.
+
+--why says for CPUs and memory which size there is and who set it (at launch, by hand, or which
+rule), what each rule looks at and how far it is, what keeps it from acting (bounds, cooldown, a
+hold after a resize by hand, the hour's changes of direction, a host that is short), and what
+would have to happen for another size.
 
 JSON fields: name, state, uptime_ms, cpus {min,max,target,online,quota}, memory {min,max,target,
 plugged,balloon,guest_total,guest_available,host_resident} in bytes, io {disks [{path,capacity,
-read_only,serial,rate,engine,direct,read_bytes,written_bytes,reads,writes,flushes,discards,throttled,
-errors,last_error,bad_requests}], nets [{link,tap,mac,link_up,driver_ready,rx,tx {bytes,frames,drops,
-throttled},bad_requests,rates {rx,tx}}], disk_rate and net_rate {min,max,target} where such limits have
-bounds}, guest (what the agent in the guest says, or null), last_resize,
-thresholds [{rule,state,last_value}], recommended {cpus,memory} where a policy with mode = \"recommend\"
-wants another size. An unknown value is null. Of an instance that ended only name, state
-and ending {status,reason,time} are known. States: starting, running, paused, stopping, stopped,
-failed.";
+read_only,serial,rate,engine,direct,read_bytes,written_bytes,reads,writes,flushes,discards,
+throttled,errors,last_error,bad_requests}], nets [{link,tap,mac,link_up,driver_ready,
+rx,tx {bytes,frames,drops,throttled},bad_requests,rates {rx,tx}}]}, guest (what the agent in the
+guest says, or null), last_resize, thresholds [{rule,state,last_value,window {breaching,need,of,
+period_ms},cooldown_remaining_ms,held {reason,detail}}], scaling {mode,shrink_window_ms,
+reversals_per_hour,cpus,memory {manual_hold_remaining_ms,reversals}}, observed (each metric that
+is known, by its name in rules), recommended {cpus,memory} where a policy with
+mode = \"recommend\" wants another size. An unknown value is null or absent. Of an instance that
+ended only name, state and ending {status,reason,time} are known. States: starting, running,
+paused, stopping, stopped, failed.
+With --watch there is one object a look, on one line, with time and events (since the object
+before) beside these; while there is no answer it has only those two.
+With --why: name, mode, axes [{axis,size,min,max,target,set_by {by,cause,note,time,ago_ms},
+on_its_way,manual_hold_remaining_ms,reversals,reversals_per_hour,rules [{rule,state,metric,value,
+would_make,needs,held,cooldown_remaining_ms}]}]; sizes are CPUs or bytes.";
 
-/// Pause between two lines or pictures of `--watch`.
+/// Pause between two looks of `--watch`.
 const WATCH_PERIOD: Duration = Duration::from_secs(1);
 
 /// Arguments of `status`.
@@ -46,57 +69,46 @@ pub struct Args {
     /// Print JSON; with --watch one object a line
     #[arg(long)]
     json: bool,
-    /// Show it again each second until the instance ends
+    /// Print a line when something changes, until the instance ends
     #[arg(short, long)]
     watch: bool,
+    /// Time between two looks of --watch, 100ms to 1h; 1s by default
+    #[arg(short, long, value_name = "T", value_parser = parse_interval, requires = "watch")]
+    interval: Option<Duration>,
+    /// Say why it has the size that it has, and what would change it
+    #[arg(long, conflicts_with = "watch")]
+    why: bool,
 }
 
 /// Prints the status.
 pub fn run(args: &Args, state: &StateDir) -> anyhow::Result<i32> {
-    let mut entry = state::find(state, &args.name)?;
-    while args.watch && entry.alive {
-        let status = match client::status(&entry.paths) {
-            Ok(status) => status,
-            // It ended between the look and the question.
-            Err(_) if !state::find(state, &args.name)?.alive => break,
-            Err(error) => return Err(error.into()),
-        };
-        if args.json {
-            output::json_line(&status)?;
-        } else {
-            // A new picture in the same place on a terminal, one below the other elsewhere.
-            let clear = if std::io::stdout().is_terminal() {
-                "\x1b[H\x1b[J"
-            } else {
-                ""
-            };
-            output::line(&format!("{clear}{}", describe(&status)))?;
-        }
-        std::thread::sleep(WATCH_PERIOD);
-        entry = state::find(state, &args.name)?;
-    }
+    let entry = state::find(state, &args.name)?;
     if args.watch {
-        entry = state::find(state, &args.name)?;
+        let interval = args.interval.unwrap_or(WATCH_PERIOD);
+        watch::watch(&entry.name, state, interval, args.json)?;
+        let ended = state::find(state, &args.name)?;
+        return print_ended(args, &ended);
     }
     if !entry.alive {
         return print_ended(args, &entry);
     }
     let status = client::status(&entry.paths)?;
-    if args.json {
-        output::json(&status)?;
-    } else {
-        output::line(&describe(&status))?;
+    match (args.why, args.json) {
+        (true, as_json) => why::print(&status, &entry.paths.events, as_json)?,
+        (false, true) => output::json(&status)?,
+        (false, false) => output::line(&describe(&status))?,
     }
     Ok(0)
 }
 
+/// How an instance ended.
 fn print_ended(args: &Args, entry: &InstanceEntry) -> anyhow::Result<i32> {
     if args.json {
         let value = EndedStatus::of(entry);
         if args.watch {
-            output::json_line(&value)?
+            output::json_line(&value)?;
         } else {
-            output::json(&value)?
+            output::json(&value)?;
         }
         return Ok(0);
     }
@@ -497,8 +509,10 @@ pub mod tests {
             thresholds: vec![ThresholdStatus {
                 rule: "cpu > 75% for 5s: +1 cpu".into(),
                 state: "unknown".into(),
-                last_value: None,
+                ..ThresholdStatus::default()
             }],
+            scaling: None,
+            observed: BTreeMap::new(),
         }
     }
 

@@ -19,5 +19,6 @@ mod net;
 mod permissions;
 mod quota;
 mod thresholds;
+mod top;
 mod vcpu;
 mod vsock;

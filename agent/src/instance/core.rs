@@ -1,6 +1,7 @@
 //! What the threads of one instance share: its fixed words, its present state, and its traces on
 //! the host (cgroup, sockets, record), which are made and removed here.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
@@ -10,10 +11,10 @@ use std::time::{Duration, Instant};
 
 use concertina_api::instance::{
     CpuStatus, InstanceSize, InstanceState, InstanceStatus, IoStatus, MemoryStatus, RateStatus,
-    ThresholdStatus,
+    ScalingStatus, ThresholdStatus,
 };
 use concertina_api::net::{NetSpec, NetWish};
-use concertina_api::policy::{Device, Policy};
+use concertina_api::policy::{Device, Metric, Policy};
 use concertina_api::vm::{BalloonStatistics, RunState, VmDescription, VmSpec};
 use concertina_api::{Bytes, Quota};
 
@@ -25,6 +26,7 @@ use crate::clock::Moment;
 use crate::events::{EventLog, wall_clock};
 use crate::launch::{BootSource, LaunchError, LaunchSpec};
 use crate::net::{NetPrograms, Networks};
+use crate::policy::{Observations, Sample};
 use crate::poll::Wakeup;
 use crate::resize::Resizer;
 use crate::resize::capacity::HostMemory;
@@ -44,7 +46,28 @@ struct Live {
     guest: Option<BalloonStatistics>,
     recommended: Option<InstanceSize>,
     thresholds: Vec<ThresholdStatus>,
+    scaling: Option<ScalingStatus>,
+    observed: Observed,
     ended: bool,
+}
+
+/// What was measured last.
+#[derive(Debug, Default)]
+struct Observed {
+    samples: BTreeMap<Metric, Sample>,
+    stale_ms: u64,
+}
+
+impl Observed {
+    /// What is still known at `now_ms`, by name.
+    fn fresh(&self, now_ms: u64) -> BTreeMap<String, f64> {
+        let known = self.samples.iter().filter(|(_, sample)| {
+            sample.value.is_finite() && now_ms.saturating_sub(sample.at_ms) <= self.stale_ms
+        });
+        known
+            .map(|(metric, sample)| (metric.to_string(), sample.value))
+            .collect()
+    }
 }
 
 /// One instance.
@@ -139,6 +162,8 @@ impl Core {
                 guest: None,
                 recommended: None,
                 thresholds: Vec::new(),
+                scaling: None,
+                observed: Observed::default(),
                 ended: false,
             }),
             paths,
@@ -240,6 +265,8 @@ impl Core {
             live.state = state;
             live.description = None;
             live.guest = None;
+            live.scaling = None;
+            live.observed = Observed::default();
         }
         self.resizer.set_vmm_pid(vmm.map_or(0, |vmm| vmm.pid));
         // Only serves a later supervisor in finding a vmm that outlived this one.
@@ -281,6 +308,18 @@ impl Core {
     /// How the rules stand.
     pub(super) fn set_thresholds(&self, thresholds: Vec<ThresholdStatus>) {
         self.live().thresholds = thresholds;
+    }
+
+    /// What bears on all rules.
+    pub(super) fn set_scaling(&self, scaling: ScalingStatus) {
+        self.live().scaling = Some(scaling);
+    }
+
+    /// What was measured; a sample older than `stale_ms` is unknown.
+    pub(super) fn set_observed(&self, seen: &Observations, stale_ms: u64) {
+        let mut live = self.live();
+        live.observed.samples.clone_from(&seen.samples);
+        live.observed.stale_ms = stale_ms;
     }
 
     /// What the rules want of an instance that is not resized by them.
@@ -343,6 +382,8 @@ impl Core {
             last_resize: self.resizer.last_report(),
             recommended: live.recommended,
             thresholds: live.thresholds.clone(),
+            scaling: live.scaling.clone(),
+            observed: live.observed.fresh(self.uptime_ms()),
         }
     }
 
@@ -386,5 +427,25 @@ fn discard(paths: &InstancePaths, group: Option<&InstanceGroup>) {
         }
     } else {
         let _ = fs::remove_dir_all(&paths.dir);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_stale_or_no_number_is_not_known() {
+        let sample = |value, at_ms| Sample { value, at_ms };
+        let observed = Observed {
+            samples: BTreeMap::from([
+                (Metric::Cpu, sample(75.0, 7000)),
+                (Metric::Memory, sample(40.0, 6999)),
+                (Metric::CpuSteal, sample(f64::NAN, 9000)),
+            ]),
+            stale_ms: 3000,
+        };
+        let known = observed.fresh(10_000);
+        assert_eq!(known, BTreeMap::from([("cpu".to_owned(), 75.0)]));
     }
 }

@@ -124,6 +124,7 @@ mod tests {
                 rule: RULE.into(),
                 state: state.into(),
                 last_value: Some(1.0),
+                ..ThresholdStatus::default()
             }],
             held: why
                 .map(|why| Held {

@@ -25,6 +25,7 @@ use super::disks::DiskWatch;
 use super::news::News;
 use super::recommend::Recommendations;
 use crate::plan::memory::Held as HeldMemory;
+use crate::policy::window::STALE_PERIODS;
 use crate::policy::{Decision, MemoryShort, Observations, PolicyState, Sample, Size, Wish, decide};
 use crate::poll::{self, Wakeup};
 use crate::resize::{Cause, Order};
@@ -230,6 +231,8 @@ impl Watcher {
         seen.io_busy = io_runs || self.core.resizer.is_busy(Resource::DiskBytes);
         seen.limits = self.core.resizer.limits();
         seen.samples.extend(self.io_samples.clone());
+        let stale_ms = self.policy.shortest_period_ms() * STALE_PERIODS;
+        self.core.set_observed(&seen, stale_ms);
         let (state, decision) = decide(&self.policy, &self.state, &seen, &size, now_ms);
         self.state = state;
         self.report(&decision, &size, &seen);
@@ -487,6 +490,8 @@ impl Watcher {
             self.core.events.append(event);
         }
         self.core.set_thresholds(decision.thresholds.clone());
+        let scaling = self.state.scaling(&self.policy, self.core.uptime_ms());
+        self.core.set_scaling(scaling);
     }
 }
 
@@ -521,7 +526,7 @@ fn resting(policy: &Policy) -> Vec<ThresholdStatus> {
     let unknown = |rule: &Rule| ThresholdStatus {
         rule: rule.to_string(),
         state: "unknown".into(),
-        last_value: None,
+        ..ThresholdStatus::default()
     };
     policy.rules.iter().map(unknown).collect()
 }

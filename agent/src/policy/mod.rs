@@ -21,7 +21,7 @@ mod semantics_io;
 
 use std::collections::BTreeMap;
 
-use concertina_api::instance::ThresholdStatus;
+use concertina_api::instance::{HeldStatus, ThresholdStatus, WindowStatus};
 use concertina_api::policy::{Axis, Direction, Metric, Policy, Resource, Rule};
 use concertina_api::{Bytes, Cpus};
 use serde::{Deserialize, Serialize};
@@ -292,33 +292,48 @@ pub(crate) fn decide_in_place(
     }
     decision.thresholds = looked
         .iter()
-        .map(|rule| ThresholdStatus {
-            rule: rule.text.to_owned(),
-            state: status(rule, state, &decision.held, now_ms).to_owned(),
-            last_value: rule.reading.shown,
-        })
+        .map(|rule| threshold_status(policy, rule, state, &decision.held, now_ms))
         .collect();
     decision
 }
 
-/// The words of [`ThresholdStatus::state`].
-fn status(
+/// How one rule stands after a decision.
+fn threshold_status(
+    policy: &Policy,
     looked: &axis::Looked<'_>,
     state: &PolicyState,
     held: &[Held],
     now_ms: u64,
-) -> &'static str {
-    let reading = looked.reading;
+) -> ThresholdStatus {
+    let window = policy.datapoints(looked.rule);
+    let held = held.iter().find(|held| held.cause == looked.text);
+    let left = |on| state.cooldown_left_ms(looked.rule, looked.text, on, now_ms);
+    let cooldown_ms = Direction::ALL.into_iter().map(left).max();
+    let cooldown_remaining_ms = cooldown_ms.filter(|ms| *ms > 0);
+    let why = held.map(|held| held.why);
+    ThresholdStatus {
+        rule: looked.text.to_owned(),
+        state: state_word(looked.reading, why, cooldown_remaining_ms.is_some()).to_owned(),
+        last_value: looked.reading.shown,
+        window: Some(WindowStatus {
+            breaching: looked.reading.breaches,
+            need: window.need,
+            of: window.of,
+            period_ms: window.period_ms,
+        }),
+        cooldown_remaining_ms,
+        held: held.map(|held| HeldStatus {
+            reason: held.why.as_str().to_owned(),
+            detail: held.detail.clone(),
+        }),
+    }
+}
+
+/// The words of [`ThresholdStatus::state`].
+fn state_word(reading: &window::Reading, why: Option<HeldReason>, cooling: bool) -> &'static str {
     if !reading.known_now {
         return "unknown";
     }
-    let cooling = Direction::ALL
-        .into_iter()
-        .any(|direction| state.cooldown_left_ms(looked.rule, looked.text, direction, now_ms) > 0);
-    let why = held
-        .iter()
-        .find(|held| held.cause == looked.text)
-        .map(|held| held.why);
     match why {
         Some(HeldReason::Cooldown) => "cooldown",
         Some(HeldReason::Busy) => "fired",

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use concertina_api::instance::{AxisScaling, ScalingStatus};
 use concertina_api::policy::{Direction, Policy, Resource, Rule};
 use serde::{Deserialize, Serialize};
 
@@ -159,6 +160,26 @@ impl PolicyState {
         }
     }
 
+    /// What bears on all rules, for who looks at the instance.
+    pub fn scaling(&self, policy: &Policy, now_ms: u64) -> ScalingStatus {
+        let axis = |axis: &AxisState| AxisScaling {
+            manual_hold_remaining_ms: axis.manual_left_ms(policy, now_ms),
+            reversals: axis.recent_reversals(now_ms),
+        };
+        ScalingStatus {
+            mode: policy.mode,
+            shrink_window_ms: policy.shrink_window_ms,
+            reversals_per_hour: policy.reversals_per_hour,
+            cpus: axis(&self.cpus),
+            memory: axis(&self.memory),
+            io: self
+                .io
+                .iter()
+                .map(|(limit, state)| (*limit, axis(state)))
+                .collect(),
+        }
+    }
+
     /// Milliseconds in which this rule may not cause another resize in this direction.
     pub(super) fn cooldown_left_ms(
         &self,
@@ -229,6 +250,11 @@ impl AxisState {
         self.forget_old_reversals(now_ms);
         let own = usize::from(self.last_direction == Some(Direction::Grow));
         self.reversals_ms.len() + own < policy.reversals_per_hour as usize
+    }
+
+    fn recent_reversals(&self, now_ms: u64) -> u32 {
+        let recent = |at: &&u64| now_ms.saturating_sub(**at) < HOUR_MS;
+        u32::try_from(self.reversals_ms.iter().filter(recent).count()).unwrap_or(u32::MAX)
     }
 
     fn forget_old_reversals(&mut self, now_ms: u64) {
