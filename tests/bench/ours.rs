@@ -165,6 +165,7 @@ impl Machine for Ours {
             Wish::BalloonMib(mib) => {
                 return self.ask_vm(&VmResize {
                     balloon: Some(Bytes::mib(mib)),
+                    timeout_ms: Some(LIMIT.as_millis() as u64),
                     ..VmResize::default()
                 });
             }
