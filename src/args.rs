@@ -6,7 +6,8 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    completions, console, doctor, events, image, ps, replay, resize, run, status, stop, top, usage,
+    agent, completions, console, doctor, events, image, ps, replay, resize, run, status, stop, top,
+    usage,
 };
 
 const EXAMPLES: &str = "\
@@ -57,6 +58,8 @@ pub enum Command {
     Console(console::Args),
     /// End an instance
     Stop(stop::Args),
+    /// Own all instances of this host: decide, account, survive
+    Agent(agent::Args),
     /// Check whether this host can run instances, and say what mends it
     Doctor(doctor::Args),
     /// Build, import and inspect disk images; build the default guest's kernel and initramfs

@@ -61,6 +61,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<i32> {
         Command::Usage(args) => commands::usage::run(&args, &state()?),
         Command::Console(args) => commands::console::run(&args, &state()?),
         Command::Stop(args) => commands::stop::run(&args, &state()?),
+        Command::Agent(args) => commands::agent::run(&args, cli.state_dir.as_deref()),
         Command::Doctor(args) => commands::doctor::run(&args),
         Command::Image(args) => commands::image::run(&args),
         Command::Replay(args) => commands::replay::run(&args),

@@ -54,6 +54,13 @@ pub fn find_running(state: &StateDir, name: &str) -> anyhow::Result<InstanceEntr
     if entry.alive {
         return Ok(entry);
     }
+    if let Some(vmm) = entry.left_vmm {
+        return Err(anyhow!(
+            "Instance '{name}' runs on (process {vmm}) without its agent (process {}): start \
+             'concertina agent' with this state folder, which takes it over",
+            entry.agent_pid
+        ));
+    }
     let how = match &entry.ending {
         Some(ending) => format!("it ended at {}: {}", ending.time, ending.reason),
         None => format!("its supervisor (process {}) is gone", entry.agent_pid),

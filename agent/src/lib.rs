@@ -9,6 +9,8 @@ pub mod channel;
 pub mod client;
 pub mod clock;
 pub mod events;
+mod fault;
+pub mod host;
 mod instance;
 pub mod journal;
 pub mod launch;

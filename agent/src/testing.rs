@@ -287,7 +287,18 @@ fn fake_vmm_process() {
         return;
     };
     let spec: VmSpec = serde_json::from_slice(&spec).unwrap();
-    let end = |status: i32| std::process::exit(status);
+    let exit_file = spec.exit_file.clone();
+    let end = move |status: i32| -> () {
+        if let Some(path) = &exit_file {
+            let record = VmExitRecord {
+                pid: std::process::id() as i32,
+                status,
+                reason: "the fake vmm ends".into(),
+            };
+            let _ = std::fs::write(path, serde_json::to_vec(&record).unwrap());
+        }
+        std::process::exit(status)
+    };
     match behaviour.as_str() {
         "fail" => {
             eprintln!("concertina: The fake kernel is bad");
@@ -335,6 +346,10 @@ fn fake_vmm_process() {
             }
         } else {
             std::thread::sleep(pause);
+        }
+        // Nobody is left behind by a test that has failed.
+        if !spec.api_socket.parent().is_some_and(Path::exists) {
+            end(exit::SETUP_FAILED);
         }
         let vm = fake.vm.lock().unwrap();
         let obeys_button = matches!(

@@ -19,6 +19,7 @@ pub const DISKS_MAX: usize = 16;
 
 /// One disk, in the words of whoever starts an instance.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct DiskSpec {
     /// Raw image file, or block device.
@@ -109,6 +110,7 @@ impl FromStr for DiskSpec {
 
 /// A disk as it is. Counters count from the start of the VM, and only ever grow.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct DiskStatus {
     /// Image file or block device.
     pub path: PathBuf,
@@ -150,6 +152,7 @@ pub struct DiskStatus {
 ///
 /// On the command line: `RATE` for all disks, `N=RATE` for the disk of number N, which counts from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct DiskRate {
     /// Number of the disk, from 0; absent: all.

@@ -27,6 +27,7 @@ use crate::vm::ResizeReport;
 ///     └──────► failed
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum InstanceState {
     /// The vmm is being started.
@@ -43,8 +44,37 @@ pub enum InstanceState {
     Failed,
 }
 
+/// How an instance ended, or failed before it was started again.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum ExitReason {
+    /// The guest powered itself off.
+    PoweredOff,
+    /// As asked.
+    Stopped,
+    /// The kernel of the guest panicked.
+    GuestPanic,
+    /// The guest crashed so that its processor gave up.
+    TripleFault,
+    /// KVM could not go on.
+    KvmError,
+    /// The guest reset itself again and again right after its start.
+    RebootLoop,
+    /// The host killed the vmm for want of memory.
+    OomKill,
+    /// Somebody killed the vmm.
+    Killed,
+    /// The vmm gave up.
+    VmmFailed,
+    /// Not recorded.
+    #[default]
+    Unknown,
+}
+
 /// CPU of an instance.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct CpuStatus {
     /// Lower bound.
     pub min: Cpus,
@@ -60,6 +90,7 @@ pub struct CpuStatus {
 
 /// Memory of an instance, in bytes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct MemoryStatus {
     /// Lower bound.
     pub min: Bytes,
@@ -81,6 +112,7 @@ pub struct MemoryStatus {
 
 /// I/O of an instance.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct IoStatus {
     /// Disks, in the order in which the guest finds them.
     #[serde(default)]
@@ -98,6 +130,7 @@ pub struct IoStatus {
 
 /// A limit on I/O that has bounds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct RateStatus {
     /// Lower bound.
     pub min: IoRate,
@@ -109,6 +142,7 @@ pub struct RateStatus {
 
 /// How one threshold stands.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ThresholdStatus {
     /// The rule as its customer wrote it (or its normal form).
     pub rule: String,
@@ -129,6 +163,7 @@ pub struct ThresholdStatus {
 
 /// The datapoints of one rule.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct WindowStatus {
     /// How many breach the level at the moment.
     pub breaching: u32,
@@ -142,6 +177,7 @@ pub struct WindowStatus {
 
 /// Why a rule that fired is not followed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct HeldStatus {
     /// `busy`, `manual_hold`, `cooldown`, `at_bound`, `growth_wins`, `stabilising`,
     /// `reversal_budget`, `host_short_of_cpu` or `backing_off`.
@@ -152,6 +188,7 @@ pub struct HeldStatus {
 
 /// What bears on all rules of an instance, besides the rules themselves.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ScalingStatus {
     /// What becomes of the rules' decisions.
     pub mode: Mode,
@@ -181,6 +218,7 @@ impl ScalingStatus {
 
 /// What bears on the rules of one axis.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct AxisScaling {
     /// Milliseconds for which a resize by hand still pauses the rules; 0: it does not.
     pub manual_hold_remaining_ms: u64,
@@ -190,6 +228,7 @@ pub struct AxisScaling {
 
 /// What the program in the guest said last, as far as it can be true; absent fields are unknown.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct GuestStatus {
     /// Milliseconds since it said so.
     pub age_ms: u64,
@@ -225,6 +264,7 @@ pub struct GuestStatus {
 
 /// An instance as it is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct InstanceStatus {
     /// Its name.
     pub name: String,
@@ -232,7 +272,7 @@ pub struct InstanceStatus {
     pub state: InstanceState,
     /// Milliseconds since launch.
     pub uptime_ms: u64,
-    /// Process id of whoever decides for it (`concertina run`).
+    /// Process id of whoever decides for it (`concertina run`, or `concertina agent`).
     pub agent_pid: i32,
     /// Process id of its vmm; absent when there is none.
     pub vmm_pid: Option<i32>,
@@ -248,6 +288,15 @@ pub struct InstanceStatus {
     pub guest: Option<GuestStatus>,
     /// The last resize, by hand or by threshold.
     pub last_resize: Option<ResizeReport<InstanceSize>>,
+    /// Version of the policy in force: 1 at launch, one more with each replacement.
+    #[serde(default)]
+    pub policy_version: u64,
+    /// Growth that its host has no room for yet; it is carried out when there is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<InstanceSize>,
+    /// Starts after failures since launch.
+    #[serde(default)]
+    pub restarts: u64,
     /// The size that its rules want, where its policy only recommends; absent: the present one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recommended: Option<InstanceSize>,
@@ -264,6 +313,7 @@ pub struct InstanceStatus {
 
 /// The part of an instance's size that a resize touched; absent where it was not asked.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct InstanceSize {
     /// CPUs: vCPUs online, limited by quota.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -281,6 +331,7 @@ pub struct InstanceSize {
 
 /// A wish of a person; what is absent stays as it is.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct InstanceResize {
     /// CPUs, inside the bounds.
@@ -298,10 +349,15 @@ pub struct InstanceResize {
     /// Deadline in milliseconds; default 10,000.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
+    /// Idempotency key: a request with the key of an earlier one gets that one's answer, and nothing
+    /// is done again. 1 to 128 characters, no control characters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
 }
 
 /// How an instance shall end.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct StopRequest {
     /// Do not ask the guest, end the VM now.

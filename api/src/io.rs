@@ -21,6 +21,7 @@ const DEFAULT_BURST_MS: u128 = 100;
 
 /// A limit on a device's I/O. The default is no limit at all.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct IoRate {
     /// Bytes a second; 0 is no limit.

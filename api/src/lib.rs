@@ -5,10 +5,13 @@
 
 pub mod disk;
 pub mod event;
+pub mod host;
 pub mod instance;
 pub mod io;
 pub mod net;
 pub mod policy;
+#[cfg(feature = "schema")]
+mod schema;
 pub mod units;
 pub mod vm;
 

@@ -21,6 +21,7 @@ pub const INTERFACE_NAME_MAX: usize = 15;
 
 /// The address of one Ethernet interface: never a group's, never zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(try_from = "String", into = "String")]
 pub struct MacAddr([u8; 6]);
 
@@ -95,6 +96,7 @@ impl From<MacAddr> for String {
 
 /// A TCP port of the host's loopback address that leads to one of the guest: `HOST:GUEST`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Forward {
     /// Port on 127.0.0.1 of the host.
@@ -125,7 +127,9 @@ impl FromStr for Forward {
 }
 
 /// Where the frames of an interface go.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
 pub enum NetKind {
     /// A tap interface of the host. One that exists is used and stays; one that does not is made and
     /// goes with the instance. Without a name one is chosen.
@@ -135,20 +139,26 @@ pub enum NetKind {
 }
 
 /// One interface as somebody asks for it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
 pub struct NetWish {
     /// Where its frames go.
     pub kind: NetKind,
     /// Its address; absent: [`MacAddr::stable`].
+    #[serde(default)]
     pub mac: Option<MacAddr>,
     /// MTU that the guest is told; absent: it takes its own, 1500.
+    #[serde(default)]
     pub mtu: Option<u16>,
     /// Limits at the start.
+    #[serde(default)]
     pub rates: NetRates,
 }
 
 /// Limits of both directions, as the guest sees them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct NetRates {
     /// To the guest.
@@ -249,6 +259,7 @@ fn unknown(text: &str, part: &str) -> UnitError {
 
 /// What stands behind the descriptor of an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum NetLink {
     /// A tap interface with `IFF_NO_PI` and `IFF_VNET_HDR`.
@@ -259,6 +270,7 @@ pub enum NetLink {
 
 /// One interface in the words of whoever starts a vmm.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct NetSpec {
     /// What stands behind the descriptor.
@@ -278,6 +290,7 @@ pub struct NetSpec {
 
 /// What has passed in one direction since the vmm's start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct NetTraffic {
     /// Bytes of frames, Ethernet header included.
     pub bytes: u64,
@@ -291,6 +304,7 @@ pub struct NetTraffic {
 
 /// One interface as it is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct NetStatus {
     /// What stands behind it.
     pub link: NetLink,
@@ -315,6 +329,7 @@ pub struct NetStatus {
 
 /// Other limits of one interface; what is absent stays as it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct NetRateChange {
     /// Which interface, from 0; absent: all of them.

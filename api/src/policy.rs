@@ -37,6 +37,8 @@ pub const MAX_PERIOD_MS: u64 = 3_600_000;
 pub const MAX_DATAPOINTS: u32 = 3600;
 /// Longest cooldown, shrink window or manual hold, in milliseconds: one week.
 pub const MAX_WAIT_MS: u64 = 7 * 24 * 3_600_000;
+/// Largest weight.
+pub const MAX_WEIGHT: u32 = 10_000;
 
 /// Something is wrong with a policy: a sentence for who wrote it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -107,6 +109,7 @@ pub enum PolicyError {
 /// The resources that a host has only so much of, and in whose change the guest has a part. Limits of
 /// I/O are [`Resource`]s as well, and no axes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Axis {
     /// CPUs: vCPUs online and the quota on them.
@@ -130,6 +133,7 @@ impl Axis {
 
 /// Larger or smaller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Direction {
     /// Larger.
@@ -145,6 +149,7 @@ impl Direction {
 
 /// On which side of the level a value breaches it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Comparison {
     /// Strictly more than the level.
@@ -165,6 +170,7 @@ impl Comparison {
 
 /// What a datapoint without a value counts as.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Missing {
     /// As unknown: the rule fires only if the known points alone suffice, else it stays as it was.
@@ -178,6 +184,7 @@ pub enum Missing {
 
 /// What becomes of decisions.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
     /// They are carried out.
@@ -185,6 +192,19 @@ pub enum Mode {
     Act,
     /// They are reported, and nothing else.
     Recommend,
+}
+
+/// Whether an instance whose guest or vmm failed is started again.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum Restart {
+    /// It has ended.
+    #[default]
+    Never,
+    /// After a crash, a kill or a guest's panic, at its first size, with pauses that grow. A guest that
+    /// powered off, or was stopped, has not failed.
+    OnFailure,
 }
 
 /// How many datapoints have to breach.
@@ -356,6 +376,7 @@ pub struct Datapoints {
 
 /// Least and most on each axis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct PolicyBounds {
     /// CPUs.
@@ -382,6 +403,7 @@ impl PolicyBounds {
 
 /// Least and most of the limits on I/O; absent: no matter of rules.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct IoBounds {
     /// Of each disk.
@@ -409,9 +431,11 @@ impl IoBounds {
 
 /// Bounds and rules of one instance.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Policy {
     /// [`POLICY_VERSION`].
+    #[serde(default = "defaults::version")]
     pub version: u32,
     /// Least and most.
     pub bounds: PolicyBounds,
@@ -419,36 +443,73 @@ pub struct Policy {
     #[serde(default, skip_serializing_if = "IoBounds::is_empty")]
     pub io: IoBounds,
     /// Rules, in the order in which they were given.
+    #[serde(default)]
     pub rules: Vec<Rule>,
     /// Time between datapoints in milliseconds, where a rule says nothing else.
+    #[serde(default = "defaults::period_ms")]
     pub period_ms: u64,
     /// What a datapoint without a value counts as, where a rule says nothing else.
+    #[serde(default)]
     pub missing: Missing,
     /// How long a resize by hand pauses the rules of its axis, in milliseconds; 0: not at all.
+    #[serde(default = "defaults::manual_hold_ms")]
     pub manual_hold_ms: u64,
     /// Shrinking goes no lower than the largest size wanted in this time, in milliseconds.
+    #[serde(default = "defaults::shrink_window_ms")]
     pub shrink_window_ms: u64,
     /// Most changes of direction in an hour, on each axis; beyond it only growth.
+    #[serde(default = "defaults::reversals_per_hour")]
     pub reversals_per_hour: u32,
     /// What becomes of the rules' decisions. A resize by hand is carried out in any mode.
     #[serde(default)]
     pub mode: Mode,
+    /// Whether it is started again when it fails.
+    #[serde(default)]
+    pub restart: Restart,
+    /// Share of what is above all lower bounds, when its host has not enough for all; 1 to
+    /// [`MAX_WEIGHT`].
+    #[serde(default = "defaults::weight")]
+    pub weight: u32,
+}
+
+/// What a policy says where its customer says nothing.
+mod defaults {
+    pub fn version() -> u32 {
+        super::POLICY_VERSION
+    }
+    pub fn period_ms() -> u64 {
+        1000
+    }
+    pub fn manual_hold_ms() -> u64 {
+        300_000
+    }
+    pub fn shrink_window_ms() -> u64 {
+        60_000
+    }
+    pub fn reversals_per_hour() -> u32 {
+        4
+    }
+    pub fn weight() -> u32 {
+        100
+    }
 }
 
 impl Policy {
     /// A policy without rules.
     pub fn new(bounds: PolicyBounds) -> Self {
         Self {
-            version: POLICY_VERSION,
+            version: defaults::version(),
             bounds,
             io: IoBounds::default(),
             rules: Vec::new(),
-            period_ms: 1000,
+            period_ms: defaults::period_ms(),
             missing: Missing::Hold,
-            manual_hold_ms: 300_000,
-            shrink_window_ms: 60_000,
-            reversals_per_hour: 4,
+            manual_hold_ms: defaults::manual_hold_ms(),
+            shrink_window_ms: defaults::shrink_window_ms(),
+            reversals_per_hour: defaults::reversals_per_hour(),
             mode: Mode::Act,
+            restart: Restart::Never,
+            weight: defaults::weight(),
         }
     }
 

@@ -256,6 +256,7 @@ deserialize_text_or_number!(
 
 /// Least and most. Parses `1..4`, or `2` for a fixed size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Bounds<T> {
     /// The least that the instance is guaranteed.

@@ -43,6 +43,7 @@ pub mod cgroup {
 
 /// One virtual machine, in the words of whoever starts it. The vmm checks it before anything is made.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct VmSpec {
     /// Name of the instance, for messages and thread names.
@@ -85,10 +86,27 @@ pub struct VmSpec {
     /// Network interfaces, in the guest's order.
     #[serde(default)]
     pub nets: Vec<NetSpec>,
+    /// A file that gets a [`VmExitRecord`] at the end, for an agent that is not the parent process any
+    /// more; absent: none.
+    #[serde(default)]
+    pub exit_file: Option<PathBuf>,
+}
+
+/// How a vmm process ended, in its own words. A process that was killed leaves none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct VmExitRecord {
+    /// Process id of the vmm that wrote it.
+    pub pid: i32,
+    /// Its exit status, one of [`exit`].
+    pub status: i32,
+    /// A sentence.
+    pub reason: String,
 }
 
 /// A virtio socket device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct VsockSpec {
     /// The guest's context id, at least 3.
@@ -101,6 +119,7 @@ pub struct VsockSpec {
 
 /// Is the guest's code running?
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum RunState {
     /// vCPUs run.
@@ -113,6 +132,7 @@ pub enum RunState {
 
 /// One possible vCPU as the host sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum VcpuState {
     /// Not in the machine; its thread sleeps outside KVM.
@@ -129,6 +149,7 @@ pub enum VcpuState {
 
 /// One vCPU thread.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct VcpuThread {
     /// vCPU number, equal to its APIC id.
     pub vcpu: u32,
@@ -140,6 +161,7 @@ pub struct VcpuThread {
 
 /// Virtual CPUs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct VcpuStatus {
     /// Most ever.
     pub max: u32,
@@ -155,6 +177,7 @@ pub struct VcpuStatus {
 
 /// Memory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct MemoryStatus {
     /// Boot RAM.
     pub boot: Bytes,
@@ -174,6 +197,7 @@ pub struct MemoryStatus {
 
 /// The balloon.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct BalloonStatus {
     /// Asked for.
     pub target: Bytes,
@@ -191,6 +215,7 @@ pub struct BalloonStatus {
 
 /// The socket device. Counters begin when the VM does.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct VsockStatus {
     /// Connections at the moment.
     pub connections: u64,
@@ -212,6 +237,7 @@ pub struct VsockStatus {
 
 /// What the guest's balloon driver says of its memory. Untrusted: it may only make its own VM larger.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct BalloonStatistics {
     /// Milliseconds since these numbers arrived; none yet: absent.
     pub age_ms: Option<u64>,
@@ -224,6 +250,7 @@ pub struct BalloonStatistics {
 
 /// A virtual machine as it is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct VmDescription {
     /// Name of the instance.
     pub name: String,
@@ -258,6 +285,7 @@ pub struct VmDescription {
 
 /// A wish: what is absent stays as it is.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct VmResize {
     /// Whole vCPUs, 1 to max.
@@ -285,6 +313,7 @@ pub struct VmResize {
 
 /// The part of a VM's size that a resize touched; absent where it was not asked.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct VmSize {
     /// vCPUs started by the guest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -308,6 +337,7 @@ pub struct VmSize {
 
 /// How a resize ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// Reached exactly what was asked.
@@ -337,6 +367,7 @@ impl Outcome {
 
 /// The answer to a resize: what was reached, never just "accepted".
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ResizeReport<Size = VmSize> {
     /// How it ended.
     pub outcome: Outcome,

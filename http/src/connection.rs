@@ -9,13 +9,15 @@ use std::time::{Duration, Instant};
 
 use httparse::Status;
 
-use crate::message::{Method, Request, Response, reason};
+use crate::message::{Method, Request, Response, Sink, reason};
 use crate::{BODY_LIMIT_BYTES, HEAD_LIMIT_BYTES, HEADER_COUNT_LIMIT};
 
 /// How long a peer may take from the first byte of a message to its last.
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a peer may leave a kept connection without a request.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a look at a peer that sends nothing may take: the shortest that there is.
+const PEEK_TIMEOUT: Duration = Duration::from_micros(1);
 /// How long we go on listening to a peer that we have refused, so that it can read why.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
 /// Most bytes that are read and dropped in that time.
@@ -56,6 +58,7 @@ pub(crate) struct Framing {
 }
 
 /// A stream with what was read from it and not yet used.
+#[derive(Debug)]
 pub(crate) struct Connection {
     stream: UnixStream,
     buffer: Vec<u8>,
@@ -181,6 +184,17 @@ impl Connection {
         )
     }
 
+    /// Whether the peer has closed its end.
+    pub(crate) fn is_gone(&self) -> bool {
+        let mut byte = [0u8; 1];
+        let peeked = self
+            .stream
+            .set_read_timeout(Some(PEEK_TIMEOUT))
+            .and_then(|()| (&self.stream).read(&mut byte));
+        // The connection ends with the answer that goes on: what the peer still sends is dropped.
+        matches!(peeked, Ok(0)) || peeked.is_err_and(|error| !is_timeout(&error))
+    }
+
     /// Refuses: sends the answer, then drops what the peer still sends for a short time. A close
     /// with unread input would be a reset, and the peer could miss the answer.
     pub(crate) fn refuse(&mut self, response: &Response) {
@@ -205,6 +219,23 @@ impl Connection {
     }
 }
 
+impl Sink for Connection {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        Self::write(self, bytes, Instant::now() + MESSAGE_TIMEOUT)
+    }
+
+    fn is_gone(&self) -> bool {
+        Self::is_gone(self)
+    }
+}
+
+fn is_timeout(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted
+    )
+}
+
 /// A response as bytes.
 fn encode_response(response: &Response, framing: Framing) -> Vec<u8> {
     let mut head = format!(
@@ -214,8 +245,11 @@ fn encode_response(response: &Response, framing: Framing) -> Vec<u8> {
     );
     let bodyless = response.status == 204;
     if !bodyless {
-        head.push_str(&format!("Content-Length: {}\r\n", response.body.len()));
-        if !response.body.is_empty() {
+        let goes_on = response.stream.is_some();
+        if !goes_on {
+            head.push_str(&format!("Content-Length: {}\r\n", response.body.len()));
+        }
+        if goes_on || !response.body.is_empty() {
             head.push_str(&format!("Content-Type: {}\r\n", response.content_type));
         }
     }
@@ -354,7 +388,7 @@ pub(crate) fn content_length(headers: &[httparse::Header<'_>]) -> Result<Option<
 }
 
 /// Is `token` in a comma-separated header value?
-fn has_token(value: &[u8], token: &str) -> bool {
+pub(crate) fn has_token(value: &[u8], token: &str) -> bool {
     value
         .split(|&b| b == b',')
         .any(|part| part.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))

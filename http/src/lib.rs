@@ -14,7 +14,7 @@ mod message;
 mod server;
 
 pub use error::HttpError;
-pub use message::{Method, Request, Response};
+pub use message::{Method, Request, Response, Sink, StreamBody};
 pub use server::{Handler, Server, Stopper};
 
 /// Most bytes of a request line with its headers, or of a status line with its headers.
@@ -23,5 +23,5 @@ pub const HEAD_LIMIT_BYTES: usize = 8 << 10;
 pub const BODY_LIMIT_BYTES: usize = 64 << 10;
 /// Most headers of one message.
 pub const HEADER_COUNT_LIMIT: usize = 32;
-/// Most connections that a server holds at a time; the next one is told 503.
+/// Most connections that a server holds at a time, unless it is told otherwise; the next one gets 503.
 pub const CONNECTION_LIMIT: usize = 16;

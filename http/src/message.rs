@@ -1,5 +1,9 @@
 //! Requests and responses as handlers and callers see them: no sockets, no parsing of heads.
 
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -79,7 +83,42 @@ pub struct Response {
     pub content_type: &'static str,
     /// Value of the `Allow` header, which goes with a 405.
     pub(crate) allow: Option<&'static str>,
+    /// What goes on after the body, until its end closes the connection.
+    pub(crate) stream: Option<Stream>,
 }
+
+/// Where a body that goes on is written to.
+pub trait Sink {
+    /// Writes everything, with the deadline of a message.
+    ///
+    /// # Errors
+    /// The peer has gone, or does not read.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()>;
+
+    /// Whether the peer has closed the connection.
+    fn is_gone(&self) -> bool;
+}
+
+/// Writes a body that goes on: called once, on the connection's thread.
+pub type StreamBody = dyn Fn(&mut dyn Sink) -> io::Result<()> + Send + Sync;
+
+/// A body that goes on. Two are the same when they are the same object.
+#[derive(Clone)]
+pub(crate) struct Stream(pub(crate) Arc<StreamBody>);
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Stream")
+    }
+}
+
+impl PartialEq for Stream {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Stream {}
 
 /// Problem document of RFC 9457.
 #[derive(Serialize, Deserialize)]
@@ -97,6 +136,19 @@ impl Response {
             body,
             content_type,
             allow: None,
+            stream: None,
+        }
+    }
+
+    /// A body whose length nobody knows: it goes on until `body` returns, which closes the connection
+    /// (RFC 9112 §6.3).
+    pub fn stream(
+        content_type: &'static str,
+        body: impl Fn(&mut dyn Sink) -> io::Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            stream: Some(Stream(Arc::new(body))),
+            ..Self::new(200, content_type, Vec::new())
         }
     }
 

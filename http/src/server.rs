@@ -27,6 +27,8 @@ pub type Handler = dyn Fn(&Request) -> Response + Send + Sync;
 pub struct Server {
     listener: UnixListener,
     path: PathBuf,
+    /// Most connections at a time.
+    limit: usize,
     /// Device and inode of our socket file: what another server put in its place is not ours.
     identity: (u64, u64),
     shared: Arc<Shared>,
@@ -68,6 +70,7 @@ impl Server {
         Ok(Self {
             listener,
             path: path.to_owned(),
+            limit: CONNECTION_LIMIT,
             identity: (file.dev(), file.ino()),
             shared: Arc::new(Shared {
                 socket,
@@ -75,6 +78,12 @@ impl Server {
                 connections: AtomicUsize::new(0),
             }),
         })
+    }
+
+    /// With another number of connections at a time than [`CONNECTION_LIMIT`].
+    pub fn with_limit(mut self, limit: usize) -> Self {
+        self.limit = limit;
+        self
     }
 
     /// Something that ends [`Self::serve`].
@@ -102,8 +111,8 @@ impl Server {
 
     /// Gives a connection its thread, or turns it away.
     fn begin(&self, mut connection: Connection, handler: &Arc<Handler>) {
-        let Some(slot) = Slot::take(&self.shared) else {
-            let detail = format!("More than {CONNECTION_LIMIT} connections at a time");
+        let Some(slot) = Slot::take(&self.shared, self.limit) else {
+            let detail = format!("More than {} connections at a time", self.limit);
             // Not on this thread: nobody may delay the accept loop. The socket buffer of a fresh
             // connection takes this answer without a wait.
             let framing = Framing {
@@ -133,14 +142,14 @@ impl Drop for Server {
     }
 }
 
-/// One of [`CONNECTION_LIMIT`] places.
+/// One of the server's places.
 struct Slot(Arc<Shared>);
 
 impl Slot {
-    fn take(shared: &Arc<Shared>) -> Option<Self> {
+    fn take(shared: &Arc<Shared>, limit: usize) -> Option<Self> {
         let slot = Self(Arc::clone(shared));
         // Counted before it is judged: `drop` gives the place back in both cases.
-        (shared.connections.fetch_add(1, Ordering::SeqCst) < CONNECTION_LIMIT).then_some(slot)
+        (shared.connections.fetch_add(1, Ordering::SeqCst) < limit).then_some(slot)
     }
 
     fn stopping(&self) -> bool {
@@ -160,8 +169,15 @@ fn converse(connection: &mut Connection, handler: &Arc<Handler>, slot: &Slot) {
         match connection.read_request() {
             Ok((request, mut framing)) => {
                 let response = handler(&request);
-                framing.keep_alive &= !slot.stopping();
-                if connection.write_response(&response, framing).is_err() || !framing.keep_alive {
+                framing.keep_alive &= !slot.stopping() && response.stream.is_none();
+                let written = connection.write_response(&response, framing);
+                if let (Ok(()), Some(stream), false) =
+                    (&written, &response.stream, framing.head_only)
+                {
+                    // How it ends, the peer sees.
+                    let _ = (stream.0)(connection);
+                }
+                if written.is_err() || !framing.keep_alive {
                     return;
                 }
             }

@@ -12,6 +12,8 @@ use concertina_http::{
     CONNECTION_LIMIT, HttpError, Method, Request, Response, Server, Stopper, client,
 };
 
+use socket2::{Domain, SockAddr, Socket, Type};
+
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 struct Running {
@@ -45,6 +47,18 @@ fn answer(request: &Request) -> Response {
         },
         (Method::Put, "/nothing") => Response::empty(204),
         (Method::Put, "/length") => Response::json(200, &request.body.len()),
+        (Method::Get, "/stream") => Response::stream("text/plain", |sink| {
+            for number in 0..3 {
+                sink.write(format!("{number}\n").as_bytes())?;
+            }
+            while !sink.is_gone() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Ok(())
+        }),
+        (Method::Get, "/short-stream") => {
+            Response::stream("text/plain", |sink| sink.write(b"all of it"))
+        }
         (_, "/number") => Response::method_not_allowed(request, "GET"),
         _ => Response::not_found(request),
     }
@@ -252,4 +266,77 @@ fn a_silent_server_costs_a_client_its_timeout_and_no_more() {
     let error = client::get_json::<u32>(&path, "/", Duration::from_millis(100)).unwrap_err();
     assert!(matches!(error, HttpError::Exchange { .. }), "{error:?}");
     assert!(begun.elapsed() < Duration::from_secs(2));
+}
+
+#[test]
+fn a_kept_connection_is_used_again_and_made_again_when_its_server_has_gone() {
+    let mut kept = client::Kept::default();
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("api.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let serve = |listener: &UnixListener, requests: usize| {
+        let (mut stream, _) = listener.accept().unwrap();
+        for _ in 0..requests {
+            let mut request = [0; 1024];
+            assert!(stream.read(&mut request).unwrap() > 0);
+            stream
+                .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n7")
+                .unwrap();
+        }
+    };
+    let server = std::thread::spawn(move || {
+        serve(&listener, 2);
+        serve(&listener, 1);
+    });
+    for _ in 0..3 {
+        let number: u32 = kept.get_json(&socket, "/number", TIMEOUT).unwrap();
+        assert_eq!(number, 7);
+    }
+    server.join().unwrap();
+    assert!(kept.get_json::<u32>(&socket, "/number", TIMEOUT).is_err());
+}
+
+#[test]
+fn a_body_that_goes_on_is_followed_until_either_side_ends_it() {
+    let running = start();
+    let mut heard = Vec::new();
+    let take = |bytes: &[u8]| {
+        heard.extend_from_slice(bytes);
+        heard.len() < 6
+    };
+    client::follow(&running.socket, "/stream", TIMEOUT, take).unwrap();
+    assert_eq!(heard, b"0\n1\n2\n");
+    let mut heard = Vec::new();
+    let take = |bytes: &[u8]| {
+        heard.extend_from_slice(bytes);
+        true
+    };
+    client::follow(&running.socket, "/short-stream", TIMEOUT, take).unwrap();
+    assert_eq!(heard, b"all of it");
+    let missing = client::follow(&running.socket, "/none", TIMEOUT, |_| true);
+    assert!(
+        matches!(missing, Err(HttpError::Status { status: 404, .. })),
+        "{missing:?}"
+    );
+}
+
+#[test]
+fn a_server_whose_queue_is_full_costs_a_client_its_timeout_and_no_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("api.sock");
+    let listener = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+    listener.bind(&SockAddr::unix(&socket).unwrap()).unwrap();
+    listener.listen(1).unwrap();
+    // Nobody accepts: soon the queue is full, and connecting itself has to wait.
+    for _ in 0..100 {
+        let asked = Instant::now();
+        // Each leaves a connection in the queue, though it has been given up.
+        let answer = client::get_json::<u32>(&socket, "/number", Duration::from_millis(1));
+        assert!(asked.elapsed() < TIMEOUT, "{:?}", asked.elapsed());
+        if matches!(answer, Err(HttpError::Connect { .. })) {
+            return;
+        }
+    }
+    drop(listener);
+    panic!("the queue is never full");
 }

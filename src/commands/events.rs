@@ -1,8 +1,10 @@
 //! `concertina events`: what happened to an instance, from its `events.jsonl`, also while it happens.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
+use concertina_agent::client;
 use concertina_agent::state_dir::StateDir;
 use concertina_api::event::{Event, EventKind};
 
@@ -17,8 +19,9 @@ Examples:
   concertina events web --json | jq 'select(.event == \"resized\")'
 
 JSON: one object a line with time (RFC 3339), uptime_ms, event (started, threshold, resized, held,
-recommended, guest_memory_short, rebooted, ended) and the fields of that kind. Events of an instance that ended
-can be read until its name is launched again. --follow ends with the instance.";
+recommended, guest_memory_short, disk_error, net_down, policy_replaced, adopted, recovered,
+restarting, rebooted, ended), policy_version where a policy caused it, and the fields of that kind.
+Events of an instance that ended can be read until its name is launched again. --follow ends with the instance.";
 
 /// How often --follow looks whether an instance that is silent still has its supervisor.
 const LIFE_CHECK: Duration = Duration::from_secs(1);
@@ -40,6 +43,10 @@ pub struct Args {
 /// Prints the events.
 pub fn run(args: &Args, state: &StateDir) -> anyhow::Result<i32> {
     let entry = state::find(state, &args.name)?;
+    // Its agent has them first-hand; without one they are in its file.
+    if let Some(agent) = entry.socket.as_deref().filter(|_| entry.alive) {
+        return from_agent(args, agent);
+    }
     let failed = || format!("Reading {} failed", entry.paths.events.display());
     let mut follower = Follower::new(&entry.paths.events).with_context(failed)?;
     let mut lines = Lines::default();
@@ -62,6 +69,22 @@ pub fn run(args: &Args, state: &StateDir) -> anyhow::Result<i32> {
         follower.wait(LIFE_CHECK).with_context(failed)?;
         alive = state::find(state, &args.name).is_ok_and(|entry| entry.alive);
     }
+}
+
+/// Prints the events as its agent tells them.
+fn from_agent(args: &Args, agent: &Path) -> anyhow::Result<i32> {
+    let mut lines = Lines::default();
+    let mut printed = Ok(());
+    client::events(agent, &args.name, args.follow, |bytes| {
+        for line in lines.push(bytes) {
+            printed = print(&line, args.json);
+            if printed.is_err() || (args.follow && is_end(&line)) {
+                return false;
+            }
+        }
+        true
+    })?;
+    printed.map(|()| 0)
 }
 
 fn is_end(line: &str) -> bool {
@@ -101,6 +124,7 @@ pub fn kind_and_text(event: &Event) -> (&'static str, String) {
             report,
             resident_before,
             resident_after,
+            ..
         } => {
             let note = note
                 .as_ref()
@@ -143,11 +167,39 @@ pub fn kind_and_text(event: &Event) -> (&'static str, String) {
             let text = format!("interface {net}, until the guest restarts: {reason}");
             ("net down", text)
         }
+        EventKind::PolicyReplaced { version, rules } => (
+            "policy",
+            format!("version {version} is in force: {}", rules.join("; ")),
+        ),
+        EventKind::Adopted { agent_pid, vmm_pid } => (
+            "adopted",
+            format!("agent process {agent_pid} has taken over vmm process {vmm_pid}"),
+        ),
+        EventKind::Recovered {
+            intent,
+            outcome,
+            reason,
+        } => {
+            let outcome = outcome.as_str();
+            (
+                "recovered",
+                format!("intent #{intent}: {outcome}: {reason}"),
+            )
+        }
+        EventKind::Restarting {
+            reason,
+            attempt,
+            wait_ms,
+            ..
+        } => {
+            let wait = output::span_ms(*wait_ms);
+            ("restarting", format!("{reason}; start {attempt} in {wait}"))
+        }
         EventKind::Rebooted => (
             "rebooted",
             "the guest starts again at its first size".to_owned(),
         ),
-        EventKind::Ended { status, reason } => {
+        EventKind::Ended { status, reason, .. } => {
             let status = status
                 .map(|status| format!(" (status {status})"))
                 .unwrap_or_default();

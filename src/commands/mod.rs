@@ -1,5 +1,6 @@
 //! The subcommands, one file each: its arguments, its help, what it prints.
 
+pub mod agent;
 pub mod completions;
 pub mod console;
 pub mod doctor;

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
+use concertina_agent::client;
 use concertina_agent::state_dir::{InstanceEntry, StateDir};
 use concertina_api::Bytes;
 use concertina_api::instance::{InstanceState, InstanceStatus};
-use concertina_http::client;
 use serde::Serialize;
 
 use crate::commands::status::state_word;
@@ -20,7 +20,7 @@ Examples:
 CPUS is what the guest has online, limited by the quota; MEMORY what it holds: plugged less balloon.";
 
 /// How long one instance may take to answer before it is listed without its size.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Arguments of `ps`.
 #[derive(Debug, clap::Args)]
@@ -49,7 +49,7 @@ struct Row {
 /// Prints the list.
 pub fn run(args: &Args, state: &StateDir) -> anyhow::Result<i32> {
     let mut entries = state.instances();
-    entries.retain(|entry| args.all || entry.alive);
+    entries.retain(|entry| args.all || entry.alive || entry.left_vmm.is_some());
     let rows = ask_all(entries);
     if args.json {
         output::json(&rows)?;
@@ -62,9 +62,9 @@ pub fn run(args: &Args, state: &StateDir) -> anyhow::Result<i32> {
 /// Asks all instances at the same time, so that one that hangs delays the list only once.
 fn ask_all(entries: Vec<InstanceEntry>) -> Vec<Row> {
     let ask = |entry: InstanceEntry| {
-        let status = entry.alive.then(|| {
-            client::get_json(&entry.paths.agent_socket, "/v1/instance", ANSWER_TIMEOUT).ok()
-        });
+        let status = entry
+            .alive
+            .then(|| client::status_within(&entry.paths, ANSWER_TIMEOUT).ok());
         let status: Option<InstanceStatus> = status.flatten();
         Row {
             name: entry.name,

@@ -55,6 +55,10 @@ pub struct Args {
     /// How long the guest may take for each step: 10s, 500ms
     #[arg(long, value_name = "T", value_parser = parse_duration, default_value = "10s")]
     timeout: Duration,
+    /// Idempotency key: a request with the key of an earlier one gets that one's answer, and nothing
+    /// is done again
+    #[arg(long, value_name = "KEY")]
+    key: Option<String>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -69,6 +73,7 @@ pub fn run(args: &Args, state: &StateDir) -> anyhow::Result<i32> {
         disk_rate: args.disk_rate,
         net_rate: args.net_rate,
         timeout_ms: Some(as_ms(args.timeout)),
+        key: args.key.clone(),
     };
     let report = client::resize(&entry.paths, &wish)?;
     if args.json {

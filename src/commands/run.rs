@@ -1,12 +1,14 @@
 //! `concertina run`: launches an instance and stays with it, in the foreground or in the background.
 
 mod background;
+mod by_agent;
 mod foreground;
-mod image;
+pub mod image;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use concertina_agent::host::HostRecord;
 use concertina_agent::launch::LaunchSpec;
 use concertina_agent::state_dir::StateDir;
 use concertina_api::disk::DiskSpec;
@@ -81,6 +83,8 @@ Foreground: the serial console's output is copied to standard output; nothing is
 guest. Ctrl-C (or SIGTERM, SIGHUP) asks the guest to power off, a second one ends the VM at once.
 --console: every key goes to the guest; Ctrl-] goes back to the mode above.
 --detach: returns as soon as the guest runs, and prints the name.
+Where an agent ('concertina agent') owns the state folder, it launches the instance and keeps it; the
+foreground shows the console, and its end is the instance's.
 
 Exit status: 0 when the guest powered off or was stopped, 1 when the launch failed, 2 when an
 option is wrong, 65 after a triple fault, 66 after a KVM error, 67 when the guest resets itself
@@ -180,6 +184,9 @@ pub fn run(args: Args, state: StateDir) -> anyhow::Result<i32> {
         state_dir: state.root().to_owned(),
         vmm_command: vmm_command(),
     };
+    if let Some(agent) = HostRecord::find(state.root()) {
+        return by_agent::run(spec, &agent, &state, args.console, args.detach);
+    }
     if args.detach {
         background::run(spec)
     } else {
@@ -189,7 +196,7 @@ pub fn run(args: Args, state: StateDir) -> anyhow::Result<i32> {
 
 /// This program again, as the VM's own process. By this path it is the same program even when its
 /// file has been replaced in the meantime.
-fn vmm_command() -> Vec<OsString> {
+pub fn vmm_command() -> Vec<OsString> {
     vec!["/proc/self/exe".into(), "vmm".into()]
 }
 
@@ -200,6 +207,9 @@ fn refuse_taken(name: &str, state: &StateDir) -> anyhow::Result<()> {
             "Name '{name}' is in use by a running instance: stop it first, or choose another name"
         )),
         Err(error @ concertina_agent::state_dir::StateError::Name(_)) => Err(error.into()),
+        Ok(Some(entry)) if entry.left_vmm.is_some() => {
+            crate::state::find_running(state, name).map(|_| ())
+        }
         _ => Ok(()),
     }
 }

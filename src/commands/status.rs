@@ -48,9 +48,10 @@ guest says, or null), last_resize, thresholds [{rule,state,last_value,window {br
 period_ms},cooldown_remaining_ms,held {reason,detail}}], scaling {mode,shrink_window_ms,
 reversals_per_hour,cpus,memory {manual_hold_remaining_ms,reversals}}, observed (each metric that
 is known, by its name in rules), recommended {cpus,memory} where a policy with
-mode = \"recommend\" wants another size. An unknown value is null or absent. Of an instance that
-ended only name, state and ending {status,reason,time} are known. States: starting, running,
-paused, stopping, stopped, failed.
+mode = \"recommend\" wants another size, policy_version, waiting {cpus,memory} (growth that the
+host has no room for yet), restarts (after failures). An unknown value is null or absent. Of an
+instance that ended only name, state and ending {status,reason,exit_reason,time} are known. States:
+starting, running, paused, stopping, stopped, failed.
 With --watch there is one object a look, on one line, with time and events (since the object
 before) beside these; while there is no answer it has only those two.
 With --why: name, mode, axes [{axis,size,min,max,target,set_by {by,cause,note,time,ago_ms},
@@ -112,12 +113,15 @@ fn print_ended(args: &Args, entry: &InstanceEntry) -> anyhow::Result<i32> {
         }
         return Ok(0);
     }
-    let how = match &entry.ending {
-        Some(ending) => format!(
+    let how = match (&entry.ending, entry.left_vmm) {
+        (Some(ending), _) => format!(
             "{} ({}, exit status {})",
             ending.reason, ending.time, ending.status
         ),
-        None => "its supervisor died without a word".to_owned(),
+        (None, Some(vmm)) => format!(
+            "process {vmm}, without its agent; 'concertina agent' with this state folder takes it over"
+        ),
+        (None, None) => "its supervisor died without a word".to_owned(),
     };
     output::line(&format!(
         "{}: {}: {how}",
@@ -150,7 +154,7 @@ impl<'a> EndedStatus<'a> {
             state: entry.state,
             uptime_ms: None,
             agent_pid: entry.agent_pid,
-            vmm_pid: None,
+            vmm_pid: entry.left_vmm,
             cpus: None,
             memory: None,
             io: None,
@@ -506,6 +510,9 @@ pub mod tests {
                 timeline_ms: BTreeMap::from([("total".to_owned(), 12.4)]),
             }),
             recommended: Some(size(2500)),
+            policy_version: 1,
+            waiting: None,
+            restarts: 0,
             thresholds: vec![ThresholdStatus {
                 rule: "cpu > 75% for 5s: +1 cpu".into(),
                 state: "unknown".into(),

@@ -40,6 +40,9 @@ pub struct Args {
 /// Stops and waits for the end.
 pub fn run(args: &Args, state: &StateDir) -> anyhow::Result<i32> {
     let entry = state::find(state, &args.name)?;
+    if entry.left_vmm.is_some() {
+        state::find_running(state, &args.name)?;
+    }
     if entry.alive {
         let request = StopRequest {
             force: args.force,

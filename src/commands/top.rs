@@ -24,7 +24,7 @@ use crate::terminal::{FullScreen, Pictures};
 use crate::{output, poll};
 use app::{App, Effect, Input, Key, Report};
 use collect::Collector;
-use host::NoHostAgent;
+use host::AgentBook;
 use instance::Standing;
 use render::Theme;
 
@@ -114,8 +114,9 @@ fn show(
 ) -> anyhow::Result<i32> {
     const LOST: &str = "The terminal is lost";
     let begun = Instant::now();
-    let mut collector = Collector::start(state.clone(), app.interval, Box::new(NoHostAgent))
-        .context("Looking at the instances cannot begin")?;
+    let mut collector =
+        Collector::start(state.clone(), app.interval, Box::new(AgentBook::new(state)))
+            .context("Looking at the instances cannot begin")?;
     let pictures = Pictures::to_stdout().context(LOST)?;
     let mut terminal = Terminal::new(CrosstermBackend::new(pictures)).context(LOST)?;
     loop {
@@ -166,8 +167,9 @@ fn show(
 /// Writes one picture, with the answers of all instances that give one.
 fn once(mut app: App, theme: Theme, state: &StateDir) -> anyhow::Result<i32> {
     let begun = Instant::now();
-    let mut collector = Collector::start(state.clone(), app.interval, Box::new(NoHostAgent))
-        .context("Looking at the instances cannot begin")?;
+    let mut collector =
+        Collector::start(state.clone(), app.interval, Box::new(AgentBook::new(state)))
+            .context("Looking at the instances cannot begin")?;
     let mut host_known = false;
     loop {
         let left = ONCE_TIMEOUT.saturating_sub(begun.elapsed());

@@ -96,6 +96,12 @@ pub fn words(kind: &EventKind) -> String {
             format!("disk {} fails: {error}", disk.display())
         }
         EventKind::NetDown { net, reason } => format!("network {net} is down: {reason}"),
+        EventKind::PolicyReplaced { version, .. } => format!("policy {version} is in force"),
+        EventKind::Adopted { agent_pid, .. } => format!("adopted by process {agent_pid}"),
+        EventKind::Recovered {
+            intent, outcome, ..
+        } => format!("intent {intent} recovered: {}", outcome.as_str()),
+        EventKind::Restarting { reason, .. } => format!("starts again: {reason}"),
         EventKind::Rebooted => "rebooted".into(),
         EventKind::Ended { reason, .. } => format!("ended: {reason}"),
     }

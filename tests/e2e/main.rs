@@ -7,6 +7,8 @@
 
 mod support;
 
+mod agent;
+mod agent_death;
 mod bad_input;
 mod balloon;
 mod boot;

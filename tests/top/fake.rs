@@ -8,7 +8,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 
 use concertina_agent::state_dir::{Ending, InstancePaths, InstanceRecord, ProcessId, StateDir};
-use concertina_api::instance::InstanceState;
+use concertina_api::instance::{ExitReason, InstanceState};
 use concertina_http::{Method, Request, Response, Server, Stopper};
 use serde_json::{Value, json};
 
@@ -203,6 +203,7 @@ impl Fake {
             state: InstanceState::Stopped,
             status: 0,
             reason: reason.to_owned(),
+            exit_reason: ExitReason::Stopped,
             time: "2026-11-22T10:00:03.000Z".to_owned(),
         };
         record(&self.paths, &self.stage.name, Some(ending));

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use concertina_api::vm::{VmSpec, exit as status};
+use concertina_api::vm::{VmExitRecord, VmSpec, exit as status};
 use concertina_http::Server;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -29,18 +29,42 @@ const INPUT_RETRY: Duration = Duration::from_millis(10);
 pub fn main(spec: &Path) -> i32 {
     limit_heap();
     raise_descriptor_limit();
-    match run(spec) {
+    let mut exit_file = None;
+    let ended = read_spec(spec).and_then(|mut spec| {
+        exit_file = spec.exit_file.take();
+        run(spec)
+    });
+    let (status, reason) = match ended {
         Ok(exit) => {
             if exit != Exit::PowerOff && exit != Exit::Stopped {
                 eprintln!("{}", exit.sentence());
             }
-            exit.status()
+            (exit.status(), exit.sentence())
         }
         Err(error) => {
-            eprintln!("{}", chain(&error));
-            status::SETUP_FAILED
+            let reason = chain(&error);
+            eprintln!("{reason}");
+            (status::SETUP_FAILED, reason)
         }
+    };
+    if let Some(path) = exit_file
+        && let Err(error) = write_exit(&path, status, reason)
+    {
+        eprintln!("Exit record '{}' is not written: {error}", path.display());
     }
+    status
+}
+
+/// Leaves word of the end. By rename: whoever finds the file finds all of it.
+fn write_exit(path: &Path, status: i32, reason: String) -> io::Result<()> {
+    let record = VmExitRecord {
+        pid: i32::try_from(std::process::id()).unwrap_or(0),
+        status,
+        reason,
+    };
+    let beside = path.with_extension("new");
+    std::fs::write(&beside, serde_json::to_vec(&record)?)?;
+    std::fs::rename(&beside, path)
 }
 
 /// One heap for all threads, which gives back what it can: this process lives as long as its guest.
@@ -80,8 +104,8 @@ fn read_spec(path: &Path) -> Result<VmSpec, VmmError> {
     })
 }
 
-fn run(spec: &Path) -> Result<Exit, VmmError> {
-    let plan = VmPlan::new(read_spec(spec)?)?;
+fn run(spec: VmSpec) -> Result<Exit, VmmError> {
+    let plan = VmPlan::new(spec)?;
     let nets = net::open(&plan.spec.name, &plan.spec.nets)?;
     let cgroup = plan.spec.cgroup.as_deref().map(Cgroup::new).transpose()?;
     if let Some(cgroup) = &cgroup {

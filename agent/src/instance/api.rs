@@ -15,6 +15,9 @@ use crate::resize::Order;
 /// Longest deadline that a resize may ask for, in milliseconds.
 const MAX_TIMEOUT_MS: u64 = 600_000;
 
+/// Longest idempotency key, in characters.
+const KEY_MAX: usize = 128;
+
 /// Answers the requests of one instance.
 pub(super) fn handler(core: Arc<Core>) -> Arc<Handler> {
     Arc::new(move |request| answer(&core, request))
@@ -33,7 +36,8 @@ fn answer(core: &Core, request: &Request) -> Response {
     }
 }
 
-fn resize(core: &Core, request: &Request) -> Response {
+/// Resizes by hand, and waits for the outcome.
+pub(crate) fn resize(core: &Core, request: &Request) -> Response {
     let wish: InstanceResize = match request.json() {
         Ok(wish) => wish,
         Err(response) => return response,
@@ -44,6 +48,13 @@ fn resize(core: &Core, request: &Request) -> Response {
             400,
             "Resize names no size: give cpus, memory, disk_rate, net_rate, or several of them",
         );
+    }
+    if let Some(key) = &wish.key
+        && (key.is_empty() || key.chars().count() > KEY_MAX || key.chars().any(char::is_control))
+    {
+        let detail =
+            format!("Key is not allowed: 1 to {KEY_MAX} characters without control characters are");
+        return Response::problem(400, detail);
     }
     let timeout_ms = wish.timeout_ms.unwrap_or(DEFAULT_RESIZE_TIMEOUT_MS);
     if !(1..=MAX_TIMEOUT_MS).contains(&timeout_ms) {
@@ -62,13 +73,29 @@ fn resize(core: &Core, request: &Request) -> Response {
     }
     let order = Order::manual(wish.cpus, wish.memory, Duration::from_millis(timeout_ms))
         .with_disk_rate(wish.disk_rate)
-        .with_net_rate(wish.net_rate);
-    let report = core.resizer.carry_out(&order);
-    core.commit_wakeup.set();
-    Response::json(200, &report)
+        .with_net_rate(wish.net_rate)
+        .with_key(wish.key.clone())
+        .by_policy(core.policy().version);
+    let carry_out = || match wish
+        .key
+        .as_deref()
+        .and_then(|key| core.answered_before(key))
+    {
+        Some(report) => report,
+        None => {
+            let report = core.resizer.carry_out(&order);
+            core.commit_wakeup.set();
+            report
+        }
+    };
+    match core.answers.once(&wish, carry_out) {
+        Ok(report) => Response::json(200, &report),
+        Err(why) => Response::problem(422, why),
+    }
 }
 
-fn stop(core: &Core, request: &Request) -> Response {
+/// Asks it to end; does not wait for the end.
+pub(crate) fn stop(core: &Core, request: &Request) -> Response {
     let wish: StopRequest = match request.json() {
         Ok(wish) => wish,
         Err(response) => return response,

@@ -5,36 +5,45 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use concertina_api::event::EventKind;
 use concertina_api::instance::{
     CpuStatus, InstanceSize, InstanceState, InstanceStatus, IoStatus, MemoryStatus, RateStatus,
     ScalingStatus, ThresholdStatus,
 };
 use concertina_api::net::{NetSpec, NetWish};
-use concertina_api::policy::{Device, Metric, Policy};
-use concertina_api::vm::{BalloonStatistics, RunState, VmDescription, VmSpec};
-use concertina_api::{Bytes, Quota};
+use concertina_api::policy::{Axis, Device, Direction, Metric, Policy, PolicyBounds};
+use concertina_api::vm::{
+    BalloonStatistics, Outcome, ResizeReport, RunState, VmDescription, VmSpec,
+};
+use concertina_api::{Bounds, Bytes, Cpus, Quota};
 
-use super::ExitReport;
+use super::answers::Answers;
+use super::kept::LaunchRecord;
+use super::owner::Owner;
 use super::stop::StopSignal;
+use super::{Adoption, ExitReport};
 use crate::cgroup::{Hierarchy, InstanceGroup};
 use crate::channel::Channel;
 use crate::clock::Moment;
 use crate::events::{EventLog, wall_clock};
 use crate::launch::{BootSource, LaunchError, LaunchSpec};
 use crate::net::{NetPrograms, Networks};
-use crate::policy::{Observations, Sample};
+use crate::policy::{Observations, PolicyState, Sample};
 use crate::poll::Wakeup;
-use crate::resize::Resizer;
-use crate::resize::capacity::HostMemory;
+use crate::resize::books::Books;
 use crate::resize::io::IoRates;
+use crate::resize::{Cause, Commit, Resizer};
 use crate::sentence;
-use crate::state_dir::{Ending, InstancePaths, InstanceRecord, ProcessId, StateError};
+use crate::state_dir::{Ending, InstancePaths, InstanceRecord, NameLock, ProcessId, StateError};
 use crate::usage::UsageLog;
-use crate::vmm::VmmClient;
+use crate::vmm::{Bond, VmmClient};
+
+/// How long a vmm may take for its part in a status; then it is what it said last.
+const STATUS_DEADLINE: Duration = Duration::from_secs(2);
 
 /// What changes while the instance lives.
 #[derive(Debug)]
@@ -48,7 +57,19 @@ struct Live {
     thresholds: Vec<ThresholdStatus>,
     scaling: Option<ScalingStatus>,
     observed: Observed,
+    restarts: u64,
+    /// The vmm was taken over and has not answered yet.
+    unseen: bool,
     ended: bool,
+}
+
+/// The policy in force.
+#[derive(Debug, PartialEq)]
+pub(crate) struct InForce {
+    /// 1 at launch, one more with each replacement.
+    pub version: u64,
+    /// Bounds and rules.
+    pub policy: Policy,
 }
 
 /// What was measured last.
@@ -74,11 +95,13 @@ impl Observed {
 #[derive(Debug)]
 pub(crate) struct Core {
     pub(super) name: String,
-    pub(super) policy: Policy,
+    policy: Mutex<Arc<InForce>>,
     pub(super) vmm_command: Vec<OsString>,
     boot_source: Option<BootSource>,
     pub(super) paths: InstancePaths,
     pub(super) launched: Instant,
+    launched_at: Moment,
+    pub(super) owner: Owner,
     pub(super) stop: Arc<StopSignal>,
     pub(super) vmm: VmmClient,
     pub(super) events: Arc<EventLog>,
@@ -87,12 +110,37 @@ pub(crate) struct Core {
     pub(super) channel: Arc<Channel>,
     pub(super) networks: Networks,
     pub(super) net_programs: NetPrograms,
+    nets: Vec<NetWish>,
     /// What the vmm is told; its network interfaces have other descriptors in each life.
     vm: Mutex<VmSpec>,
     pub(super) usage: Arc<UsageLog>,
     /// Set when a resize has ended, or the guest has something urgent to say.
     pub(super) commit_wakeup: Arc<Wakeup>,
+    /// Answers of requests with an idempotency key.
+    pub(super) answers: Answers,
     live: Mutex<Live>,
+    /// What the decision remembered when the agent before this one ended.
+    remembered: Mutex<Option<PolicyState>>,
+    /// Held until the very end: only then the name is free.
+    lock: Mutex<Option<NameLock>>,
+}
+
+/// What a core is made of.
+struct Parts {
+    name: String,
+    in_force: InForce,
+    vmm_command: Vec<OsString>,
+    boot_source: Option<BootSource>,
+    launched: Instant,
+    launched_at: Moment,
+    nets: Vec<NetWish>,
+    networks: Networks,
+    vm: VmSpec,
+    paths: InstancePaths,
+    group: InstanceGroup,
+    owner: Owner,
+    remembered: Option<PolicyState>,
+    lock: NameLock,
 }
 
 impl Core {
@@ -102,48 +150,133 @@ impl Core {
         vm: VmSpec,
         paths: InstancePaths,
         tree: &Hierarchy,
+        (owner, lock): (Owner, NameLock),
     ) -> Result<Self, LaunchError> {
         let group =
             InstanceGroup::create(tree, &spec.name).inspect_err(|_| discard(&paths, None))?;
-        Self::assemble(spec, vm, paths.clone(), group.clone())
-            .inspect_err(|_| discard(&paths, Some(&group)))
+        let kept = (paths.clone(), group.clone());
+        let make = || {
+            group.set_fixed_limits(vm.max_vcpus)?;
+            let networks = Networks::open(&spec.nets)?;
+            let core = Self::assemble(Parts {
+                name: spec.name,
+                in_force: InForce {
+                    version: 1,
+                    policy: spec.policy,
+                },
+                vmm_command: spec.vmm_command,
+                boot_source: spec.boot_source,
+                launched: Instant::now(),
+                launched_at: Moment::now(),
+                nets: spec.nets,
+                networks,
+                vm: VmSpec {
+                    cgroup: Some(group.path().to_owned()),
+                    exit_file: Some(paths.exit.clone()),
+                    ..vm
+                },
+                paths,
+                group,
+                owner,
+                remembered: None,
+                lock,
+            })?;
+            core.record(None)?;
+            core.keep_launch()?;
+            Ok(core)
+        };
+        make().inspect_err(|_| discard(&kept.0, Some(&kept.1)))
     }
 
-    fn assemble(
-        spec: LaunchSpec,
-        mut vm: VmSpec,
-        paths: InstancePaths,
-        group: InstanceGroup,
+    /// Takes over an instance, and the interfaces of its vmm when that is at work. Nothing is removed
+    /// when that fails.
+    pub(super) fn adopt(
+        adoption: Adoption,
+        vmm: Option<BorrowedFd<'_>>,
     ) -> Result<Self, LaunchError> {
-        let launched = Instant::now();
+        let Adoption {
+            name,
+            launch,
+            paths,
+            group,
+            vmm_command,
+            boot_source,
+            owner,
+            lock,
+        } = adoption;
+        let now = Moment::now();
+        let age = Duration::from_millis(now.since(&launch.launched).unwrap_or(0));
+        let books = owner.books.as_ref();
+        let remembered = remembered(books, &launch.launched, &launch.policy);
+        let networks = match vmm {
+            Some(vmm) => Networks::take_over(&launch.nets, &read_spec(&paths)?.nets, vmm)?,
+            None => Networks::open(&launch.nets)?,
+        };
+        Self::assemble(Parts {
+            name,
+            in_force: InForce {
+                version: launch.policy_version,
+                policy: launch.policy,
+            },
+            vmm_command,
+            boot_source,
+            launched: Instant::now().checked_sub(age).unwrap_or_else(Instant::now),
+            remembered: Some(remembered),
+            launched_at: launch.launched,
+            nets: launch.nets,
+            networks,
+            vm: launch.vm,
+            paths,
+            group,
+            owner,
+            lock,
+        })
+    }
+
+    fn assemble(parts: Parts) -> Result<Self, LaunchError> {
+        let Parts {
+            name,
+            in_force,
+            launched,
+            paths,
+            group,
+            ..
+        } = parts;
         let system =
             |e: io::Error| LaunchError::Vmm(format!("The supervisor cannot be set up: {e}"));
-        group.set_fixed_limits(vm.max_vcpus)?;
-        vm.cgroup = Some(group.path().to_owned());
-        let networks = Networks::open(&spec.nets)?;
-        let events = Arc::new(EventLog::open(&paths.events, launched).map_err(system)?);
-        let usage = Arc::new(UsageLog::open(&paths.usage, &spec.name).map_err(system)?);
+        let events = EventLog::open(&paths.events, launched).map_err(system)?;
+        let events = Arc::new(events.with_hub(&name, parts.owner.hub.clone()));
+        let usage = Arc::new(UsageLog::open(&paths.usage, &name).map_err(system)?);
         let vmm = VmmClient::new(&paths.vmm_socket);
         let commit_wakeup = Arc::new(Wakeup::new().map_err(system)?);
         let channel = Channel::new(launched, Arc::clone(&commit_wakeup)).map_err(system)?;
         let channel = Arc::new(channel);
+        let policy = &in_force.policy;
+        // Each life begins at the size that the VM was built for, whatever the bounds are by then.
         let resizer = Resizer::new(
-            spec.policy.bounds,
-            Duration::from_millis(spec.policy.shrink_window_ms),
+            built_for(&parts.vm),
+            Duration::from_millis(policy.shrink_window_ms),
             vmm.clone(),
             group.clone(),
             Arc::clone(&events),
-            Box::new(HostMemory::new(Path::new("/proc/meminfo"))),
+            Arc::clone(&parts.owner.books),
         )
-        .with_io(spec.policy.io, first_rates(&vm, &spec.nets))
+        .with_io(policy.io, first_rates(&parts.vm, &parts.nets))
         .with_hooks(channel.clone())
         .with_usage(Arc::clone(&usage));
-        let core = Self {
-            name: spec.name,
-            policy: spec.policy,
-            vmm_command: spec.vmm_command,
-            boot_source: spec.boot_source,
+        resizer.set_policy(
+            policy.bounds,
+            policy.io,
+            Duration::from_millis(policy.shrink_window_ms),
+        );
+        Ok(Self {
+            name,
+            policy: Mutex::new(Arc::new(in_force)),
+            vmm_command: parts.vmm_command,
+            boot_source: parts.boot_source,
             launched,
+            launched_at: parts.launched_at,
+            owner: parts.owner,
             stop: Arc::new(StopSignal::new().map_err(system)?),
             vmm,
             events,
@@ -151,10 +284,12 @@ impl Core {
             group,
             channel,
             commit_wakeup,
-            networks,
+            networks: parts.networks,
             net_programs: NetPrograms::default(),
-            vm: Mutex::new(vm),
+            nets: parts.nets,
+            vm: Mutex::new(parts.vm),
             usage,
+            answers: Answers::default(),
             live: Mutex::new(Live {
                 state: InstanceState::Starting,
                 vmm: None,
@@ -164,12 +299,99 @@ impl Core {
                 thresholds: Vec::new(),
                 scaling: None,
                 observed: Observed::default(),
+                restarts: 0,
+                unseen: false,
                 ended: false,
             }),
             paths,
-        };
-        core.record(None)?;
-        Ok(core)
+            remembered: Mutex::new(parts.remembered),
+            lock: Mutex::new(Some(parts.lock)),
+        })
+    }
+
+    /// The policy in force.
+    pub(crate) fn policy(&self) -> Arc<InForce> {
+        Arc::clone(&lock(&self.policy))
+    }
+
+    /// Puts another policy in force, which was found to be possible.
+    ///
+    /// # Errors
+    /// It could not be written down; the one before stays in force.
+    pub(crate) fn replace_policy(&self, policy: Policy) -> Result<Arc<InForce>, StateError> {
+        let mut place = lock(&self.policy);
+        let next = Arc::new(InForce {
+            version: place.version + 1,
+            policy,
+        });
+        self.launch_record(&next).write(&self.paths.launch)?;
+        *place = Arc::clone(&next);
+        drop(place);
+        let bounds = next.policy.bounds;
+        self.resizer.set_policy(
+            bounds,
+            next.policy.io,
+            Duration::from_millis(next.policy.shrink_window_ms),
+        );
+        self.events.append(EventKind::PolicyReplaced {
+            version: next.version,
+            rules: next.policy.rules.iter().map(ToString::to_string).collect(),
+        });
+        self.commit_wakeup.set();
+        Ok(next)
+    }
+
+    /// How the request with this key ended, when an earlier agent has carried it out.
+    pub(super) fn answered_before(&self, key: &str) -> Option<ResizeReport<InstanceSize>> {
+        let answers = self.owner.books.answers(key);
+        let worst = answers.iter().map(|answer| answer.outcome);
+        let outcome = worst.reduce(|all, one| if all == one { all } else { Outcome::Partial })?;
+        let mut got = InstanceSize::default();
+        for answer in &answers {
+            got.cpus = answer.after.cpus.or(got.cpus);
+            got.memory = answer.after.memory.or(got.memory);
+        }
+        let reasons: Vec<String> = answers.into_iter().filter_map(|a| a.reason).collect();
+        Some(ResizeReport {
+            outcome,
+            asked: got,
+            got,
+            reason: (!reasons.is_empty()).then(|| reasons.join("; ")),
+            ost: None,
+            timeline_ms: BTreeMap::new(),
+        })
+    }
+
+    /// What the decision remembered when the agent before this one ended; once.
+    pub(super) fn take_remembered(&self) -> Option<PolicyState> {
+        lock(&self.remembered).take()
+    }
+
+    /// Bounds that the VM was built for: no policy can leave them while it runs.
+    pub(crate) fn built_for(&self) -> PolicyBounds {
+        built_for(&lock(&self.vm))
+    }
+
+    /// Writes down what the next agent needs.
+    fn keep_launch(&self) -> Result<(), StateError> {
+        if self.owner.bond == Bond::DiesWithUs {
+            return Ok(());
+        }
+        self.launch_record(&self.policy()).write(&self.paths.launch)
+    }
+
+    fn launch_record(&self, in_force: &InForce) -> LaunchRecord {
+        LaunchRecord {
+            policy: in_force.policy.clone(),
+            policy_version: in_force.version,
+            launched: self.launched_at.clone(),
+            vm: self.vm_spec(),
+            nets: self.nets.clone(),
+            boot_image: self
+                .boot_source
+                .as_ref()
+                .and_then(|source| source.image().cloned()),
+        }
     }
 
     /// Lets a guest that starts again boot what it has installed in the meantime. Where that cannot
@@ -180,14 +402,13 @@ impl Core {
         };
         let mut vm = self.vm_spec();
         match source.renew(&mut vm) {
-            Ok(()) => *self.vm.lock().unwrap_or_else(PoisonError::into_inner) = vm,
+            Ok(()) => *lock(&self.vm) = vm,
             Err(why) => eprintln!("concertina: The guest boots the kernel of before: {why}"),
         }
     }
 
     fn vm_spec(&self) -> VmSpec {
-        let vm = self.vm.lock().unwrap_or_else(PoisonError::into_inner);
-        vm.clone()
+        lock(&self.vm).clone()
     }
 
     /// What the vmm of the next life is told, with these network interfaces. Limits on I/O are those
@@ -211,6 +432,18 @@ impl Core {
     pub(super) fn discard(&self) {
         self.live().ended = true;
         discard(&self.paths, Some(&self.group));
+        self.free_name();
+    }
+
+    /// Another one may have the name.
+    fn free_name(&self) {
+        *lock(&self.lock) = None;
+    }
+
+    /// Lets go of an instance whose VM runs on; its files stay as they are.
+    pub(super) fn leave(&self) {
+        self.live().ended = true;
+        self.free_name();
     }
 
     /// Ends the instance's presence on the host; its folder stays, to be read.
@@ -235,22 +468,26 @@ impl Core {
             state,
             status: report.status,
             reason: report.reason.clone(),
+            exit_reason: report.exit_reason,
             time: wall_clock(),
         };
         if let Err(error) = self.record(Some(ending)) {
             eprintln!("concertina: {}", sentence(&error));
         }
+        self.free_name();
     }
 
     /// Whether nothing of it is left to end.
-    pub(super) fn has_ended(&self) -> bool {
+    pub(crate) fn has_ended(&self) -> bool {
         self.live().ended
     }
 
-    fn record(&self, ending: Option<Ending>) -> Result<(), StateError> {
+    /// Writes down who supervises it, and its processes.
+    pub(super) fn record(&self, ending: Option<Ending>) -> Result<(), StateError> {
         let record = InstanceRecord {
             vmm: self.live().vmm,
             cgroup: Some(self.group.path().to_owned()),
+            socket: self.owner.socket.clone(),
             ending,
             ..InstanceRecord::new(&self.name, ProcessId::of_self())
         };
@@ -282,11 +519,55 @@ impl Core {
             .launched(&Moment::now(), self.resizer.size(), resident);
     }
 
+    /// A vmm that is at work was found, and is as it says.
+    pub(super) fn take_over_at(&self, seen: &VmDescription) {
+        self.resizer.take_over(seen);
+        self.owner.books.seen(self.resizer.size());
+    }
+
+    /// A vmm that is at work was found, and does not answer.
+    pub(super) fn take_over_unseen(&self) {
+        if let Some(size) = self.owner.books.size() {
+            self.resizer.assume(size);
+        }
+        self.live().unseen = true;
+    }
+
+    /// A vmm has answered; the first answer of one that was taken over unseen says what it has.
+    pub(super) fn answered(&self, seen: &VmDescription) {
+        let unseen = std::mem::take(&mut self.live().unseen);
+        if unseen {
+            self.take_over_at(seen);
+        }
+    }
+
+    /// The guest ran before we came: what it held since the last record is counted.
+    pub(super) fn go_on_with_usage(&self) {
+        let known = self.owner.books.usage().map(|mark| mark.sequence);
+        if known > self.usage.mark().map(|mark| mark.sequence) {
+            eprintln!(
+                "concertina: The usage file of {} is shorter than it was: records of it are gone",
+                self.name
+            );
+        }
+        let resident = Bytes(self.resizer.resident());
+        self.usage
+            .adopted(&Moment::now(), self.resizer.size(), resident);
+    }
+
+    /// It is started again after a failure.
+    pub(super) fn count_restart(&self) {
+        self.live().restarts += 1;
+    }
+
     /// Writes down what was held, once a minute.
     pub(super) fn keep_usage(&self) {
         let now = Moment::now();
         if self.usage.is_due(&now) {
             self.usage.passed(&now, Bytes(self.resizer.resident()));
+            if let Some(mark) = self.usage.mark() {
+                self.owner.books.used(mark);
+            }
         }
     }
 
@@ -296,7 +577,7 @@ impl Core {
     }
 
     /// Where the instance is in its life.
-    pub(super) fn state(&self) -> InstanceState {
+    pub(crate) fn state(&self) -> InstanceState {
         self.live().state
     }
 
@@ -327,16 +608,21 @@ impl Core {
         self.live().recommended = recommended;
     }
 
+    /// What the rules want of an instance that is not resized by them.
+    pub(crate) fn recommended(&self) -> Option<InstanceSize> {
+        self.live().recommended
+    }
+
     /// The instance as it is. What the vmm does not answer in time is what it said last.
-    pub(super) fn status(&self) -> InstanceStatus {
-        if self.live().vmm.is_some() {
-            let description = self.vmm.describe();
-            let guest = self.vmm.balloon_statistics();
+    pub(crate) fn status(&self) -> InstanceStatus {
+        let vmm = self.vmm.with_deadline(STATUS_DEADLINE);
+        if self.live().vmm.is_some()
+            && let Ok(description) = vmm.describe()
+        {
+            let guest = vmm.balloon_statistics();
             let mut live = self.live();
-            if let Ok(description) = description {
-                live.description = Some(description);
-                live.guest = guest.ok();
-            }
+            live.description = Some(description);
+            live.guest = guest.ok();
         }
         let live = self.live();
         let seen = live.description.as_ref();
@@ -345,7 +631,8 @@ impl Core {
             let statistics = live.guest.as_ref().filter(|s| s.age_ms.is_some())?;
             statistics.values.get(name).copied().map(Bytes)
         };
-        let (bounds, target) = (self.policy.bounds, self.resizer.target());
+        let in_force = self.policy();
+        let (bounds, target) = (in_force.policy.bounds, self.resizer.target());
         InstanceStatus {
             name: self.name.clone(),
             state: match live.state {
@@ -375,11 +662,14 @@ impl Core {
             io: IoStatus {
                 disks: seen.map_or_else(Vec::new, |vm| vm.disks.clone()),
                 nets: seen.map_or_else(Vec::new, |vm| vm.nets.clone()),
-                disk_rate: self.rate_status(Device::Disk),
-                net_rate: self.rate_status(Device::Net),
+                disk_rate: self.rate_status(&in_force.policy, Device::Disk),
+                net_rate: self.rate_status(&in_force.policy, Device::Net),
             },
             guest: self.channel.status(),
             last_resize: self.resizer.last_report(),
+            policy_version: in_force.version,
+            waiting: self.waiting(),
+            restarts: live.restarts,
             recommended: live.recommended,
             thresholds: live.thresholds.clone(),
             scaling: live.scaling.clone(),
@@ -388,8 +678,8 @@ impl Core {
     }
 
     /// Bounds and target of the limits of one kind of devices, where they have bounds.
-    fn rate_status(&self, device: Device) -> Option<RateStatus> {
-        let bounds = self.policy.io.of(device)?;
+    fn rate_status(&self, policy: &Policy, device: Device) -> Option<RateStatus> {
+        let bounds = policy.io.of(device)?;
         Some(RateStatus {
             min: bounds.min(),
             max: bounds.max(),
@@ -397,11 +687,113 @@ impl Core {
         })
     }
 
-    fn live(&self) -> MutexGuard<'_, Live> {
-        self.live
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
+    /// Growth that its host has no room for yet.
+    fn waiting(&self) -> Option<InstanceSize> {
+        let awaited = |axis| self.owner.books.awaited(axis);
+        let waiting = InstanceSize {
+            cpus: awaited(Axis::Cpus).map(|milli| Cpus(u32::try_from(milli).unwrap_or(u32::MAX))),
+            memory: awaited(Axis::Memory).map(Bytes),
+            ..InstanceSize::default()
+        };
+        (waiting != InstanceSize::default()).then_some(waiting)
     }
+
+    fn live(&self) -> MutexGuard<'_, Live> {
+        lock(&self.live)
+    }
+}
+
+/// A thread that panicked leaves its data whole: each change is one assignment.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// See [`Core::built_for`].
+fn built_for(vm: &VmSpec) -> PolicyBounds {
+    PolicyBounds {
+        cpus: Bounds {
+            min: match vm.quota {
+                Quota::Limited(cpus) => cpus,
+                Quota::Max => Cpus::whole(vm.boot_vcpus),
+            },
+            max: Cpus::whole(vm.max_vcpus),
+        },
+        memory: Bounds {
+            min: vm.boot_memory,
+            max: vm.max_memory,
+        },
+    }
+}
+
+/// What the decision of an instance remembers that an earlier agent has left, with what had ended when
+/// that one died and was not remembered yet: cooldowns count from there.
+fn remembered(books: &dyn Books, launched: &Moment, policy: &Policy) -> PolicyState {
+    let (mark, ended) = books.remembered();
+    let mut state = mark.map(|mark| mark.state).unwrap_or_default();
+    for resize in ended {
+        let at_ms = resize.at.since(launched).unwrap_or(0);
+        let milli = |cpus: Option<Cpus>| cpus.map(|cpus| u64::from(cpus.milli()));
+        let bytes = |memory: Option<Bytes>| memory.map(Bytes::get);
+        let (from, to, got) = (resize.before, resize.target, resize.after);
+        let axes = [
+            (
+                Axis::Cpus,
+                milli(from.cpus),
+                milli(to.cpus),
+                milli(got.cpus),
+            ),
+            (
+                Axis::Memory,
+                bytes(from.memory),
+                bytes(to.memory),
+                bytes(got.memory),
+            ),
+        ];
+        for (axis, from, to, got) in axes {
+            if let (Some(before), Some(asked), Some(after)) = (from, to, got) {
+                let commit = Commit {
+                    axis: axis.into(),
+                    cause: Cause::from_text(&resize.cause),
+                    before,
+                    asked,
+                    after,
+                    intent: None,
+                };
+                remember(&mut state, policy, &commit, at_ms);
+            }
+        }
+    }
+    state
+}
+
+/// Tells the decision how a resize has ended.
+pub(super) fn remember(state: &mut PolicyState, policy: &Policy, commit: &Commit, now_ms: u64) {
+    let direction = match commit.asked.cmp(&commit.before) {
+        std::cmp::Ordering::Less => Direction::Shrink,
+        _ => Direction::Grow,
+    };
+    let axis = commit.axis;
+    let changed = commit.after != commit.before;
+    match &commit.cause {
+        Cause::Manual => state.resized_by_hand(policy, axis, commit.after, now_ms),
+        Cause::Rules(causes) if changed => {
+            state.committed(policy, axis, direction, causes, now_ms);
+        }
+        Cause::Rules(_) => state.not_reached(axis, direction, now_ms),
+        Cause::Host(_) if changed => state.committed(policy, axis, direction, &[], now_ms),
+        Cause::Host(_) => {}
+    }
+}
+
+/// What the vmm that is at work was told.
+fn read_spec(paths: &InstancePaths) -> Result<VmSpec, LaunchError> {
+    let path = &paths.vm_spec;
+    let bytes = fs::read(path).map_err(|error| StateError::io("Reading", path, error))?;
+    let spec = serde_json::from_slice(&bytes).map_err(|source| StateError::Record {
+        path: path.display().to_string(),
+        source,
+    })?;
+    Ok(spec)
 }
 
 /// The limits that the devices of an instance start with.

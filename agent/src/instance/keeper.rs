@@ -1,5 +1,6 @@
-//! The life of the vmm: start it, wait until its guest runs, watch for its end or for a wish to
-//! stop, and start it again when the guest asked for a reset.
+//! The life of the vmm: start it or take it over, wait until its guest runs, watch for its end or for
+//! a wish to stop, and start it again when the guest asked for a reset, or when it failed and its
+//! policy says so.
 //!
 //! ```text
 //!           power button          grace over, or button fails          vmm does not obey
@@ -12,18 +13,21 @@ use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
 use concertina_api::event::EventKind;
-use concertina_api::instance::InstanceState;
+use concertina_api::instance::{ExitReason, InstanceState};
+use concertina_api::policy::Restart;
 
 use super::core::Core;
+use super::evidence::{self, Before};
 use super::stop::StopWish;
 use super::watch::Watch;
-use super::{ExitReport, exit};
+use super::{ExitReport, Kept, exit};
+use crate::fault;
 use crate::launch::LaunchError;
 use crate::net::KeptPrograms;
 use crate::sentence;
-use crate::state_dir::write_json;
+use crate::state_dir::{ProcessId, write_json};
 use crate::vmm::process::last_words;
-use crate::vmm::{VmmExit, VmmProcess};
+use crate::vmm::{VmmExit, VmmProcess, VmmStart};
 
 /// How long a vmm may take from its start to its first answer.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
@@ -38,65 +42,205 @@ const SHORT_LIFE: Duration = Duration::from_secs(30);
 /// So many short lives in a row are one too many.
 const SHORT_LIVES_MAX: u32 = 6;
 
+/// How long a vmm that is taken over may take to say what it is.
+const ADOPTION_DEADLINE: Duration = Duration::from_secs(1);
+/// First pause before a start after a failure; it doubles with each further one.
+const RESTART_PAUSE: Duration = Duration::from_secs(1);
+/// Longest pause before a start after a failure.
+const RESTART_PAUSE_MAX: Duration = Duration::from_secs(60);
+/// A life that has lasted so long had nothing to do with the failure before it.
+const LONG_LIFE: Duration = Duration::from_secs(300);
+
+/// Where the keeping begins.
+pub(crate) enum First {
+    /// With the start of a vmm.
+    Launch,
+    /// With a vmm that another agent has started.
+    TakeOver(VmmProcess),
+    /// With a vmm that has ended while nobody watched.
+    Gone(VmmExit),
+}
+
 /// Keeps the instance until its end. `started` is told once: the guest runs, or why it does not.
-pub(super) fn keep(core: &Arc<Core>, started: SyncSender<Result<(), LaunchError>>) -> ExitReport {
-    let mut started = Some(started);
-    let mut short_lives = 0;
-    let report = loop {
-        let mut life = match Life::begin(core) {
-            Ok(life) => life,
-            Err(error) => {
-                let reason = sentence(&error);
-                if let Some(started) = started.take() {
-                    let _ = started.send(Err(error));
-                }
-                break ExitReport { status: 1, reason };
-            }
-        };
-        if let Some(started) = started.take() {
-            let _ = started.send(Ok(()));
+pub(super) fn keep(
+    core: &Arc<Core>,
+    first: First,
+    started: SyncSender<Result<(), LaunchError>>,
+) -> Kept {
+    let mut tries = Tries::default();
+    let next = match first {
+        First::TakeOver(vmm) => Next::Life(Life::taken_over(core, vmm)),
+        First::Gone(exit) => {
+            core.go_on_with_usage();
+            let ended = Ended {
+                exit,
+                phase: Phase::Running,
+                grace: Duration::ZERO,
+            };
+            tries.next(core, Duration::ZERO, &Before::default(), &ended)
         }
+        First::Launch => match Life::begin(core) {
+            Ok(life) => Next::Life(life),
+            Err(error) => {
+                let _ = started.send(Err(error));
+                return Kept::NeverRan;
+            }
+        },
+    };
+    let _ = started.send(Ok(()));
+    let ended = live(core, &mut tries, next);
+    if let Kept::Ended(report) = &ended {
+        core.set_state(if report.status == 0 {
+            InstanceState::Stopped
+        } else {
+            InstanceState::Failed
+        });
+    }
+    ended
+}
+
+/// One life after the other.
+fn live<'a>(core: &'a Arc<Core>, tries: &mut Tries, mut next: Next<'a>) -> Kept {
+    loop {
+        let mut life = match next {
+            Next::Life(life) => life,
+            Next::End(report) => return Kept::Ended(report),
+            Next::Left => return Kept::Left,
+        };
         let watch = Watch::begin(core);
-        let ended = life.last(core);
+        let Some(ended) = life.last(core) else {
+            watch.end();
+            return Kept::Left;
+        };
         watch.end();
         core.set_vmm(None, InstanceState::Stopping);
-        if ended.exit != VmmExit::Reset || ended.phase != Phase::Running {
-            let report = ended.report(core);
-            core.events.append(EventKind::Ended {
-                status: ended.exit.code(),
-                reason: report.reason.clone(),
-            });
-            break report;
+        let (age, before) = (life.began.elapsed(), life.before);
+        // The programs of its interfaces end here: those of the next life need their ports.
+        drop(life);
+        next = tries.next(core, age, &before, &ended);
+    }
+}
+
+/// What follows a life of the vmm.
+enum Next<'a> {
+    Life(Life<'a>),
+    End(ExitReport),
+    Left,
+}
+
+/// Lives in a row that did not last.
+#[derive(Default)]
+struct Tries {
+    /// That ended in a reset by the guest.
+    resets: u32,
+    /// That ended in a failure.
+    failures: u32,
+}
+
+impl Tries {
+    /// Judges the end of a life, and begins the next one where there is to be one.
+    fn next<'a>(
+        &mut self,
+        core: &'a Core,
+        age: Duration,
+        before: &Before,
+        ended: &Ended,
+    ) -> Next<'a> {
+        let report = ended.report(core, before);
+        let reset = ended.exit == VmmExit::Reset && ended.phase == Phase::Running;
+        if reset && report.exit_reason == ExitReason::PoweredOff {
+            return self.after_reset(core, age, ended);
         }
-        short_lives = if life.began.elapsed() < SHORT_LIFE {
-            short_lives + 1
-        } else {
-            0
+        let mut failure = Failure {
+            status: ended.exit.code(),
+            report,
         };
-        if short_lives > SHORT_LIVES_MAX {
+        let restarts = core.policy().policy.restart == Restart::OnFailure;
+        if failure.report.status == 0 || ended.phase != Phase::Running || !restarts {
+            return failure.end(core);
+        }
+        if age >= LONG_LIFE {
+            self.failures = 0;
+        }
+        loop {
+            let pause = self.pause();
+            self.failures = self.failures.saturating_add(1);
+            core.count_restart();
+            core.events.append(EventKind::Restarting {
+                reason: failure.report.reason.clone(),
+                exit_reason: failure.report.exit_reason,
+                attempt: self.failures,
+                wait_ms: u64::try_from(pause.as_millis()).unwrap_or(u64::MAX),
+            });
+            core.set_state(InstanceState::Starting);
+            match core.stop.sleep(pause) {
+                Some(StopWish::Leave) => return Next::Left,
+                Some(_) => return failure.end(core),
+                None => {}
+            }
+            core.renew_boot_files();
+            match Life::begin(core) {
+                Ok(life) => return Next::Life(life),
+                Err(error) => failure.report = not_begun(&error),
+            }
+        }
+    }
+
+    fn pause(&self) -> Duration {
+        (RESTART_PAUSE * 2u32.saturating_pow(self.failures.min(16))).min(RESTART_PAUSE_MAX)
+    }
+
+    fn after_reset<'a>(&mut self, core: &'a Core, age: Duration, ended: &Ended) -> Next<'a> {
+        self.resets = if age < SHORT_LIFE { self.resets + 1 } else { 0 };
+        if self.resets > SHORT_LIVES_MAX {
             let reason = format!(
-                "Guest reset itself {short_lives} times, each within {} s of its start; {} says why",
+                "Guest reset itself {} times, each within {} s of its start; {} says why",
+                self.resets,
                 SHORT_LIFE.as_secs(),
                 core.paths.console_log.display()
             );
-            core.events.append(EventKind::Ended {
-                status: ended.exit.code(),
-                reason: reason.clone(),
-            });
-            break ExitReport {
+            let report = ExitReport {
                 status: exit::REBOOT_LOOP,
                 reason,
+                exit_reason: ExitReason::RebootLoop,
             };
+            let status = ended.exit.code();
+            return Failure { status, report }.end(core);
         }
         core.events.append(EventKind::Rebooted);
         core.renew_boot_files();
-    };
-    core.set_state(if report.status == 0 {
-        InstanceState::Stopped
-    } else {
-        InstanceState::Failed
-    });
-    report
+        match Life::begin(core) {
+            Ok(life) => Next::Life(life),
+            Err(error) => Next::End(not_begun(&error)),
+        }
+    }
+}
+
+/// A life that ended for good, or by a failure.
+struct Failure {
+    /// Exit status of the vmm.
+    status: Option<i32>,
+    report: ExitReport,
+}
+
+impl Failure {
+    /// Says it, and that is all.
+    fn end<'a>(self, core: &Core) -> Next<'a> {
+        core.events.append(EventKind::Ended {
+            status: self.status,
+            reason: self.report.reason.clone(),
+            exit_reason: self.report.exit_reason,
+        });
+        Next::End(self.report)
+    }
+}
+
+fn not_begun(error: &LaunchError) -> ExitReport {
+    ExitReport {
+        status: 1,
+        reason: sentence(error),
+        exit_reason: ExitReason::VmmFailed,
+    }
 }
 
 /// How far a stop has come.
@@ -119,6 +263,8 @@ struct Ended {
 struct Life<'a> {
     vmm: VmmProcess,
     began: Instant,
+    /// What the evidence of its end is compared with.
+    before: Before,
     /// Set when the vmm had ended before it could be watched.
     early_exit: Option<VmmExit>,
     /// The programs of its network interfaces end with it.
@@ -129,35 +275,72 @@ impl<'a> Life<'a> {
     /// Starts a vmm at the instance's first size and waits for its guest to run.
     fn begin(core: &'a Core) -> Result<Self, LaunchError> {
         core.resizer.begin_life()?;
+        let before = Before::look(&core.paths, &core.group);
         // A socket file of the life before would be connected to in vain.
         let _ = std::fs::remove_file(&core.paths.vmm_socket);
-        let procs = core.group.open_procs()?;
-        let (command, spec, log) = (&core.vmm_command, &core.paths.vm_spec, &core.paths.vmm_log);
         let net = core.networks.begin_life(&core.group)?;
         let told = core.spec_of_life(net.specs());
-        write_json(spec, &told)?;
-        let spawned = VmmProcess::spawn(command, spec, procs, log, &net.descriptors());
-        let vmm = spawned.map_err(|source| {
-            let program = command.first().map(|p| p.to_string_lossy().into_owned());
+        write_json(&core.paths.vm_spec, &told)?;
+        let start = VmmStart {
+            command: &core.vmm_command,
+            spec: &core.paths.vm_spec,
+            procs: core.group.open_procs()?,
+            log: &core.paths.vmm_log,
+            exit_file: &core.paths.exit,
+            inherited: &net.descriptors(),
+            bond: core.owner.bond,
+        };
+        let vmm = VmmProcess::spawn(start).map_err(|source| {
+            let program = core.vmm_command.first();
             LaunchError::Spawn {
-                program: program.unwrap_or_default(),
+                program: program.map_or_else(String::new, |p| p.to_string_lossy().into_owned()),
                 source,
             }
         })?;
+        fault::point("spawned");
         core.set_vmm(Some(vmm.id()), InstanceState::Starting);
+        fault::point("recorded");
         let mut life = Self {
             vmm,
             began: Instant::now(),
+            before,
             early_exit: None,
             _net: net.handed_over(&core.net_programs),
         };
-        life.wait_until_ready(core)?;
+        if let Err(error) = life.wait_until_ready(core) {
+            // What outlives us would also outlive this.
+            let _ = life.vmm.kill();
+            return Err(error);
+        }
         core.set_state(InstanceState::Running);
         core.begin_usage();
         core.events.append(EventKind::Started {
             vmm_pid: life.vmm.id().pid,
         });
         Ok(life)
+    }
+
+    /// A life that another agent has begun.
+    fn taken_over(core: &'a Core, vmm: VmmProcess) -> Self {
+        let id = vmm.id();
+        core.set_vmm(Some(id), InstanceState::Running);
+        match core.vmm.with_deadline(ADOPTION_DEADLINE).describe() {
+            Ok(seen) => core.take_over_at(&seen),
+            // One that hangs has the size that the books have, until it answers.
+            Err(_) => core.take_over_unseen(),
+        }
+        core.go_on_with_usage();
+        core.events.append(EventKind::Adopted {
+            agent_pid: ProcessId::of_self().pid,
+            vmm_pid: id.pid,
+        });
+        Self {
+            vmm,
+            began: Instant::now(),
+            before: Before::look(&core.paths, &core.group),
+            early_exit: None,
+            _net: core.net_programs.none(),
+        }
     }
 
     fn wait_until_ready(&mut self, core: &Core) -> Result<(), LaunchError> {
@@ -192,14 +375,19 @@ impl<'a> Life<'a> {
     }
 
     /// Waits for the end, and brings it about when somebody wishes so.
-    fn last(&mut self, core: &Core) -> Ended {
+    /// `None`: it shall run on without us.
+    fn last(&mut self, core: &Core) -> Option<Ended> {
         let mut phase = Phase::Running;
         let mut grace = Duration::ZERO;
         loop {
             if let Some(exit) = self.early_exit {
-                return Ended { exit, phase, grace };
+                return Some(Ended { exit, phase, grace });
             }
             core.stop.wakeup.clear();
+            if core.stop.wish() == Some(StopWish::Leave) {
+                core.net_programs.leave();
+                return None;
+            }
             phase = match (core.stop.wish(), phase) {
                 (Some(StopWish::Ask(time)), Phase::Running) => {
                     grace = time;
@@ -218,7 +406,7 @@ impl<'a> Life<'a> {
             // A descriptor that cannot be polled leaves no way to see the end: bring it about.
             match waited {
                 Ok(None) => {}
-                Ok(Some(exit)) => return Ended { exit, phase, grace },
+                Ok(Some(exit)) => return Some(Ended { exit, phase, grace }),
                 Err(_) => phase = Phase::Killed,
             }
         }
@@ -272,53 +460,24 @@ fn gave_up(core: &Core, exit: VmmExit) -> String {
 }
 
 impl Ended {
-    fn report(&self, core: &Core) -> ExitReport {
-        let words = || match last_words(&core.paths.vmm_log) {
-            Some(words) => format!(": {words}"),
-            None => String::new(),
+    fn report(&self, core: &Core, before: &Before) -> ExitReport {
+        let stopped = |reason: String| ExitReport {
+            status: 0,
+            reason,
+            exit_reason: ExitReason::Stopped,
         };
-        let (status, reason) = match (self.phase, self.exit) {
+        match (self.phase, self.exit) {
             (Phase::Asked { .. }, VmmExit::PoweredOff | VmmExit::Reset) => {
-                (0, "Stopped on request: the guest powered off".into())
+                stopped("Stopped on request: the guest powered off".into())
             }
             (Phase::Told { .. } | Phase::Killed, _) if self.grace.is_zero() => {
-                (0, "Stopped on request, without asking the guest".into())
+                stopped("Stopped on request, without asking the guest".into())
             }
-            (Phase::Told { .. } | Phase::Killed, _) => {
-                let grace = humantime::format_duration(self.grace);
-                (
-                    0,
-                    format!("Stopped on request: the guest did not power off within {grace}"),
-                )
-            }
-            (_, VmmExit::PoweredOff | VmmExit::Reset) => (0, "Guest powered off".into()),
-            (_, VmmExit::SetupFailed) => (1, format!("The vmm failed{}", words())),
-            (_, exit @ VmmExit::TripleFault) => {
-                let status = exit.code().unwrap_or(1);
-                (
-                    status,
-                    format!("A vCPU of the guest shut down by triple fault{}", words()),
-                )
-            }
-            (_, exit @ VmmExit::KvmError) => (
-                exit.code().unwrap_or(1),
-                format!("KVM could not go on with the guest{}", words()),
-            ),
-            (_, VmmExit::Signal(signal)) => (
-                exit::SIGNAL_BASE + signal,
-                match core.group.memory_events() {
-                    Some(events) if signal == libc::SIGKILL && events.oom_kill > 0 => {
-                        "The vmm was killed by the kernel: its cgroup reached its memory ceiling"
-                            .into()
-                    }
-                    _ => format!("The vmm was killed by signal {signal}{}", words()),
-                },
-            ),
-            (_, VmmExit::Other(status)) => (
-                status,
-                format!("The vmm ended with status {status}{}", words()),
-            ),
-        };
-        ExitReport { status, reason }
+            (Phase::Told { .. } | Phase::Killed, _) => stopped(format!(
+                "Stopped on request: the guest did not power off within {}",
+                humantime::format_duration(self.grace)
+            )),
+            (_, exit) => evidence::report(exit, &core.paths, &core.group, before),
+        }
     }
 }

@@ -3,9 +3,9 @@
 
 use std::io;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::poll::Wakeup;
+use crate::poll::{self, Wakeup};
 
 /// How long a guest may take to power off when nobody says otherwise.
 pub const DEFAULT_GRACE: Duration = Duration::from_secs(30);
@@ -17,6 +17,8 @@ pub(super) enum StopWish {
     Ask(Duration),
     /// End the VM now.
     Force,
+    /// Go away and let the VM run on.
+    Leave,
 }
 
 /// Where the wish is put.
@@ -44,12 +46,34 @@ impl StopSignal {
         self.set(|_| StopWish::Force);
     }
 
+    /// Lets go of a VM that shall run on, unless it shall end.
+    pub(super) fn leave(&self) {
+        self.set(|wish| wish.get_or_insert(StopWish::Leave).to_owned());
+    }
+
     /// The wish, if there is one; it stays.
     pub(super) fn wish(&self) -> Option<StopWish> {
         *self
             .wish
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Waits; a wish that is there, or comes, ends it.
+    pub(super) fn sleep(&self, time: Duration) -> Option<StopWish> {
+        let until = Instant::now() + time;
+        loop {
+            self.wakeup.clear();
+            let left = until.saturating_duration_since(Instant::now());
+            match self.wish() {
+                None if left.is_zero() => return None,
+                None => {}
+                wish => return wish,
+            }
+            if poll::wait_readable(&[self.wakeup.as_raw_fd()], Some(left)).is_err() {
+                std::thread::sleep(left);
+            }
+        }
     }
 
     fn set(&self, next: impl FnOnce(&mut Option<StopWish>) -> StopWish) {

@@ -20,8 +20,9 @@ use concertina_api::policy::{
 };
 use concertina_api::vm::{RunState, VmDescription};
 
-use super::core::Core;
+use super::core::{Core, InForce, remember};
 use super::disks::DiskWatch;
+use super::needs;
 use super::news::News;
 use super::recommend::Recommendations;
 use crate::plan::memory::Held as HeldMemory;
@@ -98,7 +99,7 @@ struct Running {
 /// What the watch thread knows.
 struct Watcher {
     core: Arc<Core>,
-    policy: Policy,
+    in_force: Arc<InForce>,
     state: PolicyState,
     sampler: Sampler,
     triggers: Vec<Trigger>,
@@ -129,15 +130,17 @@ impl Watcher {
                 Err(_) => thread::sleep(LEAST_TICK),
             }
         };
+        core.answered(&seen);
         let mut sampler = sampler_of(Path::new("/proc"), &seen, core.group.path());
         sampler.rebase();
-        core.set_thresholds(resting(&core.policy));
+        let in_force = core.policy();
+        core.set_thresholds(resting(&in_force.policy));
         Some(Self {
             core: Arc::clone(core),
-            policy: core.policy.clone(),
-            state: PolicyState::default(),
+            state: core.take_remembered().unwrap_or_default(),
             sampler,
-            triggers: triggers(&core.policy, core.group.path()),
+            triggers: triggers(&in_force.policy, core.group.path()),
+            in_force,
             cpus: None,
             memory: None,
             io: None,
@@ -155,7 +158,7 @@ impl Watcher {
     }
 
     fn run(&mut self, over: &Over) {
-        let period = tick(&self.policy);
+        let mut period = tick(self.policy());
         let mut next = Instant::now() + period;
         while !over.flag.load(Ordering::SeqCst) {
             let waited = self.wait(over, next);
@@ -168,6 +171,10 @@ impl Watcher {
                 next += period;
             }
             let changed = self.take_commits();
+            if self.take_policy() {
+                period = tick(self.policy());
+                next = next.min(now + period);
+            }
             if due {
                 self.look_at_disks(now);
                 self.look_at_networks(now);
@@ -183,6 +190,22 @@ impl Watcher {
         for thread in resizes.map(|running| running.thread).chain(self.io.take()) {
             let _ = thread.join();
         }
+    }
+
+    fn policy(&self) -> &Policy {
+        &self.in_force.policy
+    }
+
+    /// Goes on by another policy when there is one. What is remembered of the rules that stay, stays.
+    fn take_policy(&mut self) -> bool {
+        let in_force = self.core.policy();
+        if in_force.version == self.in_force.version {
+            return false;
+        }
+        self.triggers = triggers(&in_force.policy, self.core.group.path());
+        self.core.set_thresholds(resting(&in_force.policy));
+        self.in_force = in_force;
+        true
     }
 
     /// Waits for the next period, a trigger, or a wake-up; says whether a trigger fired.
@@ -222,7 +245,8 @@ impl Watcher {
         }
         self.look_at_ceiling();
         self.core.channel.observe(now_ms, &mut seen);
-        if self.policy.bounds.memory.min != self.policy.bounds.memory.max {
+        let bounds = self.policy().bounds;
+        if bounds.memory.min != bounds.memory.max {
             self.look_at_guest(&present, now_ms, &mut seen);
         }
         seen.cpus_busy = self.is_busy(Axis::Cpus);
@@ -231,12 +255,13 @@ impl Watcher {
         seen.io_busy = io_runs || self.core.resizer.is_busy(Resource::DiskBytes);
         seen.limits = self.core.resizer.limits();
         seen.samples.extend(self.io_samples.clone());
-        let stale_ms = self.policy.shortest_period_ms() * STALE_PERIODS;
+        let stale_ms = self.policy().shortest_period_ms() * STALE_PERIODS;
         self.core.set_observed(&seen, stale_ms);
-        let (state, decision) = decide(&self.policy, &self.state, &seen, &size, now_ms);
+        let (state, decision) = decide(self.policy(), &self.state, &seen, &size, now_ms);
         self.state = state;
         self.report(&decision, &size, &seen);
-        match self.policy.mode {
+        needs::tell(self.core.resizer.books(), &seen, &size, &bounds);
+        match self.policy().mode {
             Mode::Act => self.act(decision, &seen),
             Mode::Recommend => self.recommend(&decision, &size),
         }
@@ -302,7 +327,7 @@ impl Watcher {
     /// where a rule looks at that.
     fn look_at_networks(&mut self, now: Instant) {
         let looks = |rule: &Rule| rule.metric().source() == Source::Networks;
-        if self.policy.rules.iter().any(looks)
+        if self.policy().rules.iter().any(looks)
             && let Ok(seen) = self.core.vmm.nets()
         {
             let load = self
@@ -374,10 +399,19 @@ impl Watcher {
     /// Begins the resizes that were decided.
     fn act(&mut self, decision: Decision, seen: &Observations) {
         if !seen.io_busy {
-            self.act_on_io(decision.io);
+            self.act_on_io(decision.io, seen);
+        }
+        // What waits on the host for room is given up when it is not wanted any more.
+        let grows = |direction: Option<Direction>| direction == Some(Direction::Grow);
+        if !grows(decision.cpus.as_ref().map(|wish| wish.direction)) {
+            self.core.resizer.books().content(Axis::Cpus);
+        }
+        if !grows(decision.memory.as_ref().map(|wish| wish.direction)) {
+            self.core.resizer.books().content(Axis::Memory);
         }
         if let Some(wish) = decision.cpus.filter(|_| !seen.cpus_busy) {
-            let (order, direction) = order(wish, |order, target| order.cpus = Some(target));
+            let (order, direction) =
+                self.order(wish, seen, |order, target| order.cpus = Some(target));
             self.cpus = self.carry_out(order, direction);
         }
         if let Some(wish) = decision.memory.filter(|_| !seen.memory_busy) {
@@ -388,15 +422,19 @@ impl Watcher {
             if shrinking && wish.direction == Direction::Shrink {
                 return;
             }
-            let (order, direction) = order(wish, |order, target| order.memory = Some(target));
+            let (order, direction) =
+                self.order(wish, seen, |order, target| order.memory = Some(target));
             self.memory = self.carry_out(order, direction);
         }
     }
 
     /// Begins the changes of limits that were decided.
-    fn act_on_io(&mut self, wishes: BTreeMap<Resource, Wish<u64>>) {
+    fn act_on_io(&mut self, wishes: BTreeMap<Resource, Wish<u64>>, seen: &Observations) {
         let with = |(resource, wish): (Resource, Wish<u64>)| {
-            order(wish, |order, target| order.io = Some((resource, target))).0
+            self.order(wish, seen, |order, target| {
+                order.io = Some((resource, target))
+            })
+            .0
         };
         let orders: Vec<Order> = wishes.into_iter().map(with).collect();
         if !orders.is_empty() {
@@ -404,11 +442,39 @@ impl Watcher {
         }
     }
 
+    fn order<T>(
+        &self,
+        wish: Wish<T>,
+        seen: &Observations,
+        put: impl FnOnce(&mut Order, T),
+    ) -> (Order, Direction) {
+        let direction = wish.direction;
+        let timeout = match direction {
+            Direction::Grow => GROW_TIMEOUT,
+            Direction::Shrink => SHRINK_TIMEOUT,
+        };
+        let causes = &wish.causes;
+        let rules = self.policy().rules.iter();
+        let samples = rules
+            .filter(|rule| causes.contains(&rule.to_string()))
+            .filter_map(|rule| Some((rule.metric(), seen.samples.get(rule.metric())?)))
+            .map(|(metric, sample)| (metric.to_string(), sample.value))
+            .collect();
+        let mut order = Order {
+            note: (!wish.notes.is_empty()).then(|| wish.notes.join("; ")),
+            cause: Cause::Rules(wish.causes),
+            samples,
+            ..Order::manual(None, None, timeout).by_policy(self.in_force.version)
+        };
+        put(&mut order, wish.target);
+        (order, direction)
+    }
+
     /// Says what was decided, and does nothing.
     fn recommend(&mut self, decision: &Decision, size: &Size) {
         let rates = self.core.resizer.rates();
         for event in self.recommendations.of(decision, size, &rates) {
-            self.core.events.append(event);
+            self.say(event);
         }
         self.core.set_recommended(self.recommendations.size());
     }
@@ -441,24 +507,15 @@ impl Watcher {
     fn take_commits(&mut self) -> bool {
         let commits = self.core.resizer.take_commits();
         let now_ms = self.core.uptime_ms();
+        let in_force = Arc::clone(&self.in_force);
         for commit in &commits {
-            let direction = match commit.asked.cmp(&commit.before) {
-                std::cmp::Ordering::Less => Direction::Shrink,
-                _ => Direction::Grow,
-            };
-            let (policy, axis) = (&self.policy, commit.axis);
-            match &commit.cause {
-                Cause::Manual => self
-                    .state
-                    .resized_by_hand(policy, axis, commit.after, now_ms),
-                Cause::Rules(causes) if commit.after != commit.before => {
-                    self.state
-                        .committed(policy, axis, direction, causes, now_ms);
-                }
-                Cause::Rules(_) => self.state.not_reached(axis, direction, now_ms),
-            }
+            remember(&mut self.state, &in_force.policy, commit, now_ms);
         }
         if !commits.is_empty() {
+            self.core
+                .resizer
+                .books()
+                .remember(in_force.version, &self.state);
             self.sampler.rebase();
         }
         !commits.is_empty()
@@ -482,16 +539,23 @@ impl Watcher {
 
     /// Puts what has changed into the events and the status.
     fn report(&mut self, decision: &Decision, size: &Size, seen: &Observations) {
-        let policy = &self.policy;
+        let policy = &self.in_force.policy;
         let is_least = |resource: Resource| {
             policy.bounds_of(resource).map(|bounds| bounds.min) == seen.present(size, resource)
         };
         for event in self.news.of(decision, is_least) {
-            self.core.events.append(event);
+            self.say(event);
         }
         self.core.set_thresholds(decision.thresholds.clone());
-        let scaling = self.state.scaling(&self.policy, self.core.uptime_ms());
+        let scaling = self.state.scaling(self.policy(), self.core.uptime_ms());
         self.core.set_scaling(scaling);
+    }
+
+    /// An event that the policy has caused.
+    fn say(&self, event: EventKind) {
+        self.core
+            .events
+            .append_of(Some(self.in_force.version), event);
     }
 }
 
@@ -499,26 +563,6 @@ impl Watcher {
 fn is_still(seen: &Observations) -> bool {
     let cpu = seen.samples.get(&Metric::Cpu);
     cpu.is_some_and(|sample| sample.value == 0.0)
-}
-
-fn order<T>(wish: Wish<T>, put: impl FnOnce(&mut Order, T)) -> (Order, Direction) {
-    let direction = wish.direction;
-    let timeout = match direction {
-        Direction::Grow => GROW_TIMEOUT,
-        Direction::Shrink => SHRINK_TIMEOUT,
-    };
-    let mut order = Order {
-        cpus: None,
-        memory: None,
-        disk_rate: None,
-        net_rate: None,
-        io: None,
-        timeout,
-        cause: Cause::Rules(wish.causes),
-        note: (!wish.notes.is_empty()).then(|| wish.notes.join("; ")),
-    };
-    put(&mut order, wish.target);
-    (order, direction)
 }
 
 /// How the rules stand before anything was looked at.

@@ -22,6 +22,8 @@ use crate::policy::{PolicyState, Size};
 
 /// Outcomes of requests with a key that are remembered, for each instance.
 const ANSWERS_KEPT: usize = 16;
+/// Resizes that are kept until the policy's state is written down: it is after each.
+const UNREMEMBERED_KEPT: usize = 16;
 
 /// What is known of one instance.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -43,6 +45,10 @@ pub struct InstanceBook {
     /// How far its usage has come.
     #[serde(default)]
     pub usage: Option<UsageMark>,
+    /// Resizes that have ended since the policy's state was written down, oldest first: what it does not
+    /// know yet.
+    #[serde(default, skip_serializing_if = "VecDeque::is_empty")]
+    pub unremembered: VecDeque<EndedResize>,
     /// How the last requests with a key ended, oldest first.
     #[serde(default)]
     pub answers: VecDeque<Answer>,
@@ -55,6 +61,21 @@ pub struct PolicyMark {
     pub version: u64,
     /// Its state.
     pub state: PolicyState,
+}
+
+/// A resize that has ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EndedResize {
+    /// Sizes before; the axes that were asked.
+    pub before: InstanceSize,
+    /// Sizes asked for.
+    pub target: InstanceSize,
+    /// Sizes after.
+    pub after: InstanceSize,
+    /// `manual`, or the rules that wanted it.
+    pub cause: String,
+    /// When.
+    pub at: Moment,
 }
 
 /// How a request with a key ended: the same key gets the same answer.
@@ -146,6 +167,13 @@ impl HostBook {
     pub fn answer(&self, instance: &str, key: &str) -> Option<&Answer> {
         let answers = &self.instances.get(instance)?.answers;
         answers.iter().rev().find(|answer| answer.key == key)
+    }
+
+    /// How a request with this key ended, one answer an intent that it became.
+    pub fn answers<'a>(&'a self, instance: &str, key: &'a str) -> impl Iterator<Item = &'a Answer> {
+        let book = self.instances.get(instance);
+        let answers = book.map(|book| book.answers.iter()).into_iter().flatten();
+        answers.filter(move |answer| answer.key == key)
     }
 
     /// What a ledger has to hold for each instance: its size, and what its open intents reserve.
@@ -256,10 +284,12 @@ impl HostBook {
                 version,
                 state,
             } => {
-                self.known(instance)?.policy = Some(PolicyMark {
+                let book = self.known(instance)?;
+                book.policy = Some(PolicyMark {
                     version: *version,
                     state: (**state).clone(),
                 });
+                book.unremembered.clear();
             }
             Record::Usage { instance, mark } => self.known(instance)?.usage = Some(mark.clone()),
             Record::Instance { instance, book } => {
@@ -371,6 +401,24 @@ impl HostBook {
         book.running = true;
         book.size.cpus = end.after.cpus.unwrap_or(book.size.cpus);
         book.size.memory = end.after.memory.unwrap_or(book.size.memory);
+        if let Action::Resize {
+            before,
+            target,
+            cause,
+            ..
+        } = &intent.action
+        {
+            book.unremembered.push_back(EndedResize {
+                before: *before,
+                target: *target,
+                after: end.after,
+                cause: cause.clone(),
+                at: end.at.clone(),
+            });
+            if book.unremembered.len() > UNREMEMBERED_KEPT {
+                book.unremembered.pop_front();
+            }
+        }
         if let Some(key) = &intent.key {
             book.answers.push_back(Answer {
                 key: key.clone(),
@@ -428,6 +476,7 @@ impl InstanceBook {
             stuck: StuckAxes::default(),
             policy: None,
             usage: None,
+            unremembered: VecDeque::new(),
             answers: VecDeque::new(),
         }
     }

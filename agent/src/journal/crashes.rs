@@ -62,6 +62,11 @@ impl MemoryDisk {
         opened.journal
     }
 
+    /// So many bytes may still be written; `None`: as many as anybody likes.
+    pub(crate) fn set_room(&self, room: Option<usize>) {
+        self.state().room = room;
+    }
+
     /// One more change; fails when there is no power any longer.
     fn change(&self) -> io::Result<MutexGuard<'_, State>> {
         let mut state = self.state();

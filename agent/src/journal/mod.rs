@@ -27,7 +27,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub use book::{Answer, HostBook, InstanceBook, Misfit, PolicyMark, open_intents};
+pub use book::{Answer, EndedResize, HostBook, InstanceBook, Misfit, PolicyMark, open_intents};
 pub use record::{Action, Conclusion, Intent, IntentId, Record, UsageMark};
 pub use shared::SharedJournal;
 

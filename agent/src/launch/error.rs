@@ -32,6 +32,20 @@ pub enum LaunchError {
     /// The name is taken, or breaks the rules.
     #[error(transparent)]
     Name(#[from] LockError),
+    /// The name belongs to a VM whose agent is gone.
+    #[error(
+        "Name '{name}' is in use: its VM (process {vmm}) runs on without its agent; start 'concertina \
+         agent' with this state folder, which takes it over"
+    )]
+    RunsOn {
+        /// The name.
+        name: String,
+        /// Process id of the vmm.
+        vmm: i32,
+    },
+    /// The host's agent refuses: it has not enough for the lower bounds, or cannot write it down.
+    #[error("{0}")]
+    Admission(String),
     /// `/dev/kvm` cannot be used.
     #[error("{0}")]
     Kvm(String),
@@ -71,6 +85,8 @@ impl LaunchError {
             Self::Net(error) => error.is_usage(),
             Self::Name(_)
             | Self::Kvm(_)
+            | Self::RunsOn { .. }
+            | Self::Admission(_)
             | Self::Cgroup(_)
             | Self::State(_)
             | Self::AgentSocket(_)

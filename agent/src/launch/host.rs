@@ -14,7 +14,7 @@ use crate::state_dir::InstancePaths;
 const SOCKET_PATH_MAX_BYTES: usize = 107;
 
 /// The parts of a host that a launch needs.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Host {
     /// The KVM device.
     pub kvm: PathBuf,
@@ -35,7 +35,7 @@ impl Host {
     }
 
     /// What an instance's metrics can be told from.
-    pub(super) fn sources(&self) -> Sources {
+    pub(crate) fn sources(&self) -> Sources {
         // Whether the guest's program speaks is seen later; until then its metrics are unknown.
         let sources = Sources::all();
         // A kernel without pressure information, or booted with psi=0.

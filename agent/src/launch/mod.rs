@@ -31,10 +31,11 @@ pub use cmdline::{CMDLINE_MAX_BYTES, command_line};
 pub use error::LaunchError;
 pub(crate) use host::Host;
 #[cfg(test)]
-use images::tests::small_bzimage;
-pub use source::{BootFiles, BootSource};
+pub(crate) use images::tests::small_bzimage;
+pub use source::{BootFiles, BootImage, BootSource};
 
 use crate::cgroup::InstanceGroup;
+use crate::instance::Owner;
 pub use crate::instance::{ExitReport, Instance, Stopper};
 use crate::net;
 use crate::plan::cpu;
@@ -73,11 +74,15 @@ pub struct LaunchSpec {
 
 /// Checks a launch and takes its name. On error nothing is left on the host.
 pub fn prepare(spec: LaunchSpec) -> Result<Instance, LaunchError> {
-    prepare_on(&Host::this(), spec)
+    prepare_on(&Host::this(), spec, Owner::process())
 }
 
-/// [`prepare`] on a host of which the parts can be replaced.
-pub(crate) fn prepare_on(host: &Host, mut spec: LaunchSpec) -> Result<Instance, LaunchError> {
+/// [`prepare`] on a host of which the parts can be replaced, for any owner.
+pub(crate) fn prepare_on(
+    host: &Host,
+    mut spec: LaunchSpec,
+    owner: Owner,
+) -> Result<Instance, LaunchError> {
     // The vmm may have another working folder than whoever typed these.
     spec.state_dir = host::absolute(&spec.state_dir)?;
     spec.kernel = host::absolute(&spec.kernel)?;
@@ -113,7 +118,7 @@ pub(crate) fn prepare_on(host: &Host, mut spec: LaunchSpec) -> Result<Instance, 
             let _ = std::fs::remove_dir_all(&paths.dir);
         })?;
     }
-    Instance::new(spec, vm, paths, &tree, lock)
+    Instance::new(spec, vm, paths, &tree, (owner, lock))
 }
 
 /// What the metrics of this instance can be told from.
@@ -131,8 +136,14 @@ fn sources(host: &Host, spec: &LaunchSpec) -> Sources {
 /// Ends what a supervisor that died may have left under this name, and removes the logs of an
 /// instance that ended. The name's lock is held, so nobody else is using any of it.
 fn clean_up_after_predecessor(paths: &InstancePaths) -> Result<(), LaunchError> {
-    // A record that cannot be read is of no use; its vmm died with the supervisor in any case.
+    // A record that cannot be read is of no use.
     if let Ok(Some(record)) = InstanceRecord::read(&paths.record) {
+        if record.runs_on() {
+            return Err(LaunchError::RunsOn {
+                name: record.name,
+                vmm: record.vmm.map_or(0, |vmm| vmm.pid),
+            });
+        }
         if let Some(vmm) = record.vmm {
             vmm.kill();
         }
@@ -175,5 +186,6 @@ fn vm_spec(spec: &LaunchSpec, paths: &InstancePaths) -> Result<VmSpec, LaunchErr
         }),
         cgroup: None,
         nets: Vec::new(),
+        exit_file: None,
     })
 }

@@ -62,7 +62,7 @@ fn bench(behaviour: &str) -> Bench {
 
 impl Bench {
     fn prepare(&self) -> Result<Instance, LaunchError> {
-        prepare_on(&self.host, self.spec.clone())
+        prepare_on(&self.host, self.spec.clone(), Owner::process())
     }
 
     fn start(&self) -> Instance {
@@ -105,7 +105,8 @@ fn an_instance_lives_until_its_guest_powers_off() {
         instance.supervise(),
         ExitReport {
             status: 0,
-            reason: "Guest powered off".into()
+            reason: "Guest powered off".into(),
+            exit_reason: concertina_api::instance::ExitReason::PoweredOff,
         }
     );
     assert!(!bench.group().exists());
@@ -321,6 +322,7 @@ fn a_resize_by_hand_is_carried_out_and_told() {
         disk_rate: Some("1=20M".parse().unwrap()),
         net_rate: Some("0.rx=5M".parse().unwrap()),
         timeout_ms: None,
+        key: None,
     };
     let report = client::resize(instance.paths(), &wish).unwrap();
     assert_eq!(report.outcome, Outcome::Applied, "{report:?}");
@@ -355,6 +357,7 @@ fn what_an_instance_held_is_written_down_and_outlives_it() {
         cpus: Some(Cpus(2500)),
         memory: Some(Bytes::mib(512)),
         timeout_ms: None,
+        key: None,
     };
     client::resize(instance.paths(), &wish).unwrap();
     let chain = usage();
@@ -381,7 +384,12 @@ fn what_an_instance_held_is_written_down_and_outlives_it() {
     // Neither a launch that fails nor one that comes to a guest takes it away.
     let mut failing = bench.spec.clone();
     failing.vmm_command = process_command("fail");
-    assert!(prepare_on(&bench.host, failing).unwrap().start().is_err());
+    assert!(
+        prepare_on(&bench.host, failing, Owner::process())
+            .unwrap()
+            .start()
+            .is_err()
+    );
     assert_eq!(usage(), ended);
     let again = bench.start();
     let chain = usage();
@@ -396,7 +404,7 @@ fn bad_input_is_refused_before_anything_is_made() {
     let refused = |change: &dyn Fn(&mut LaunchSpec), usage: bool, word: &str| {
         let mut spec = bench.spec.clone();
         change(&mut spec);
-        let error = prepare_on(&bench.host, spec).unwrap_err();
+        let error = prepare_on(&bench.host, spec, Owner::process()).unwrap_err();
         assert_eq!(error.is_usage(), usage, "{error}");
         let sentence = crate::sentence(&error);
         assert!(sentence.contains(word), "{sentence} lacks {word}");
@@ -468,7 +476,7 @@ fn a_host_that_lacks_something_is_an_error_of_the_host() {
         pressure: bench.host.pressure.clone(),
         cgroups: bench.host.cgroups.clone(),
     };
-    let error = prepare_on(&no_kvm, bench.spec.clone()).unwrap_err();
+    let error = prepare_on(&no_kvm, bench.spec.clone(), Owner::process()).unwrap_err();
     assert!(!error.is_usage());
     assert!(error.to_string().contains("kvm_intel"), "{error}");
     bench.nothing_is_left();

@@ -266,24 +266,29 @@ impl Ledger {
     /// Of a host whose instances hold this, as the journal says. Who waited has to ask again.
     pub fn rebuild(limits: Limits, holdings: impl IntoIterator<Item = Holding>) -> Self {
         let mut ledger = Self::new(limits);
-        for holding in holdings {
-            let line = |axis: Axis| Line {
-                actual: holding.actual.of(axis),
-                reserved: holding
-                    .reserved
-                    .of(axis)
-                    .max(holding.claim.bounds.of(axis).min),
-                shrinking_to: None,
-            };
-            let entry = Entry {
-                claim: holding.claim,
-                stuck: holding.stuck,
-                cpus: line(Axis::Cpus),
-                memory: line(Axis::Memory),
-            };
-            ledger.entries.insert(holding.name, entry);
-        }
+        holdings
+            .into_iter()
+            .for_each(|holding| ledger.enter(holding));
         ledger
+    }
+
+    /// An instance is there and holds this. A fact: it may break the rule.
+    pub fn enter(&mut self, holding: Holding) {
+        let line = |axis: Axis| Line {
+            actual: holding.actual.of(axis),
+            reserved: holding
+                .reserved
+                .of(axis)
+                .max(holding.claim.bounds.of(axis).min),
+            shrinking_to: None,
+        };
+        let entry = Entry {
+            claim: holding.claim,
+            stuck: holding.stuck,
+            cpus: line(Axis::Cpus),
+            memory: line(Axis::Memory),
+        };
+        self.entries.insert(holding.name, entry);
     }
 
     /// The host has another capacity. Less than is held is a fact: nothing grows until it fits.

@@ -9,7 +9,7 @@ mod passt;
 mod tap;
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use concertina_api::net::{Forward, MAX_NETS, NetKind, NetLink, NetSpec, NetWish};
@@ -124,6 +124,30 @@ impl Networks {
         wishes.iter().map(open).collect::<Result<_, _>>().map(Self)
     }
 
+    /// Takes over the interfaces of a vmm that is at work: its tap interfaces stay when it ends, as
+    /// they would have with whoever opened them. `specs` is what that vmm was told.
+    ///
+    /// # Errors
+    /// The descriptors of that process cannot be had.
+    pub(crate) fn take_over(
+        wishes: &[NetWish],
+        specs: &[NetSpec],
+        vmm: BorrowedFd<'_>,
+    ) -> Result<Self, NetError> {
+        let take = |(wish, spec): (&NetWish, &NetSpec)| {
+            let tap = match spec.link {
+                NetLink::Tap => Some(copy_of(vmm, spec.fd)?),
+                NetLink::Stream => None,
+            };
+            Ok(Network {
+                wish: wish.clone(),
+                tap,
+            })
+        };
+        let taken = wishes.iter().zip(specs).map(take);
+        taken.collect::<Result<_, _>>().map(Self)
+    }
+
     /// Starts what a life of the vmm needs, as a part of the instance that has this group.
     pub(crate) fn begin_life(&self, group: &InstanceGroup) -> Result<NetLife<'_>, LaunchError> {
         let mut life = NetLife {
@@ -143,6 +167,20 @@ impl Networks {
             program.wait_until_ready()?;
         }
         Ok(life)
+    }
+}
+
+/// A copy of another process's descriptor (`pidfd_getfd(2)`, Linux 5.6).
+fn copy_of(process: BorrowedFd<'_>, fd: i32) -> Result<OwnedFd, NetError> {
+    // SAFETY: pidfd_getfd(2) takes three integers and gives a descriptor or -1.
+    let copy = unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), fd, 0) };
+    match i32::try_from(copy) {
+        // SAFETY: the kernel gave this descriptor to us alone just now.
+        Ok(copy @ 0..) => Ok(unsafe { OwnedFd::from_raw_fd(copy) }),
+        _ => Err(NetError::System {
+            what: format!("Descriptor {fd} of the VM's tap interface cannot be taken over"),
+            source: io::Error::last_os_error(),
+        }),
     }
 }
 
@@ -206,6 +244,18 @@ pub(crate) struct NetPrograms(Mutex<Vec<NetProgram>>);
 impl NetPrograms {
     fn lock(&self) -> MutexGuard<'_, Vec<NetProgram>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// They go on without us.
+    pub fn leave(&self) {
+        for program in self.lock().drain(..) {
+            program.leave();
+        }
+    }
+
+    /// Nothing is kept yet: the programs of a life that was taken over belong to nobody.
+    pub fn none(&self) -> KeptPrograms<'_> {
+        KeptPrograms(self)
     }
 
     /// Those that have ended since the last call: the number of the interface, and last words.

@@ -75,6 +75,7 @@ pub(crate) struct Passt {
     child: Child,
     /// What it says; only read when it has ended.
     words: UnixStream,
+    left: bool,
 }
 
 impl Passt {
@@ -119,6 +120,7 @@ impl Passt {
             index,
             child,
             words,
+            left: false,
         };
         Ok((started, OwnedFd::from(ours)))
     }
@@ -142,6 +144,11 @@ impl Passt {
         }
     }
 
+    /// It goes on without us, as long as its vmm.
+    pub fn leave(mut self) {
+        self.left = true;
+    }
+
     /// Number of its interface.
     pub fn index(&self) -> usize {
         self.index
@@ -159,6 +166,9 @@ impl Passt {
 
 impl Drop for Passt {
     fn drop(&mut self) {
+        if self.left {
+            return;
+        }
         // Only fails when it has ended.
         let _ = self.child.kill();
         let _ = self.child.wait();

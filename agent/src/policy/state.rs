@@ -99,11 +99,11 @@ impl PolicyState {
     ) {
         let axis = axis.into();
         for cause in causes {
-            if let Some(rule) = self.rules.get_mut(cause) {
-                match direction {
-                    Direction::Grow => rule.grew_at_ms = Some(now_ms),
-                    Direction::Shrink => rule.shrank_at_ms = Some(now_ms),
-                }
+            // Also of a rule that was not looked at yet: an agent before this one has done it.
+            let rule = self.rule_mut(cause);
+            match direction {
+                Direction::Grow => rule.grew_at_ms = Some(now_ms),
+                Direction::Shrink => rule.shrank_at_ms = Some(now_ms),
             }
         }
         self.restart_windows(policy, axis, now_ms);

@@ -1,23 +1,17 @@
-//! Room on the host for growth: asked before anything grows, and the place where a ledger over all
-//! instances of a host belongs.
+//! Room on the host for growth as its kernel sees it at the moment: all that a process of one
+//! instance can ask, and what an agent asks beside its ledger.
 
-use std::fmt::Debug;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use concertina_api::Bytes;
+use concertina_api::policy::Axis;
+
+use super::books::{Books, Step};
+use crate::journal::IntentId;
 
 /// What a host keeps for itself.
 const HOST_MARGIN: Bytes = Bytes::mib(64);
-
-/// Says whether an instance may grow.
-pub trait Capacity: Debug + Send + Sync {
-    /// Asks for so much more memory.
-    ///
-    /// # Errors
-    /// A sentence that says why not.
-    fn reserve_memory(&self, growth: Bytes) -> Result<(), String>;
-}
 
 /// The host's memory as its kernel sees it at the moment. It knows nothing of what other instances
 /// were promised and have not touched.
@@ -34,6 +28,23 @@ impl HostMemory {
         }
     }
 
+    /// Says whether memory may grow by so much. Growth may happen on what is not known to be missing:
+    /// an unreadable figure refuses nothing.
+    ///
+    /// # Errors
+    /// A sentence with the numbers.
+    pub fn has_room(&self, growth: Bytes) -> Result<(), String> {
+        match self.available() {
+            Some(available) if growth.get().saturating_add(HOST_MARGIN.get()) > available.get() => {
+                Err(format!(
+                    "host_short_of_memory: {growth} more is wanted, and the host has {available} \
+                     available, of which it keeps {HOST_MARGIN}"
+                ))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn available(&self) -> Option<Bytes> {
         let text = fs::read_to_string(&self.meminfo).ok()?;
         let line = text
@@ -44,18 +55,13 @@ impl HostMemory {
     }
 }
 
-impl Capacity for HostMemory {
-    /// Growth may happen on what is not known to be missing: an unreadable figure refuses nothing.
-    fn reserve_memory(&self, growth: Bytes) -> Result<(), String> {
-        match self.available() {
-            Some(available) if growth.get().saturating_add(HOST_MARGIN.get()) > available.get() => {
-                Err(format!(
-                    "host_short_of_memory: {growth} more is wanted, and the host has {available} \
-                     available, of which it keeps {HOST_MARGIN}"
-                ))
-            }
-            _ => Ok(()),
+impl Books for HostMemory {
+    fn begin(&self, step: &Step<'_>) -> Result<Option<IntentId>, String> {
+        let growth = step.target.saturating_sub(step.before);
+        if step.axis == Axis::Memory && growth > 0 {
+            self.has_room(Bytes(growth))?;
         }
+        Ok(None)
     }
 }
 
@@ -73,15 +79,15 @@ mod tests {
         )
         .unwrap();
         let host = HostMemory::new(&meminfo);
-        assert!(host.reserve_memory(Bytes::mib(512)).is_ok());
-        let error = host.reserve_memory(Bytes::mib(1000)).unwrap_err();
+        assert!(host.has_room(Bytes::mib(512)).is_ok());
+        let error = host.has_room(Bytes::mib(1000)).unwrap_err();
         assert!(error.contains("1000M") && error.contains("1G"), "{error}");
     }
 
     #[test]
     fn an_unknown_figure_refuses_nothing() {
         let host = HostMemory::new(Path::new("/nonexistent"));
-        assert!(host.reserve_memory(Bytes(u64::MAX)).is_ok());
+        assert!(host.has_room(Bytes(u64::MAX)).is_ok());
         assert!(
             HostMemory::new(Path::new("/proc/meminfo"))
                 .available()

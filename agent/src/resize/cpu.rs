@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 use concertina_api::Cpus;
-use concertina_api::vm::{Outcome, VmResize};
+use concertina_api::vm::{Outcome, VmDescription, VmResize};
 
 use super::report::{AxisReport, Timeline, judge};
 use crate::plan::cpu::{LadderStep, Patience, Rung, When, rung, size_of, steps};
@@ -45,6 +45,15 @@ impl CpuAxis {
     /// Back to the size with which a VM starts, for a new life.
     pub fn restart(&mut self, first: Cpus) {
         self.rung = rung(first);
+        self.removal_due = None;
+    }
+
+    /// The vmm has described its VM.
+    pub fn was_seen(&mut self, seen: &VmDescription) {
+        self.rung = Rung {
+            vcpus: seen.vcpus.online,
+            quota: seen.quota.unwrap_or(self.rung.quota),
+        };
         self.removal_due = None;
     }
 

@@ -9,7 +9,7 @@ use concertina_api::IoRate;
 use concertina_api::disk::DiskRate;
 use concertina_api::net::{NetRateChange, NetRates};
 use concertina_api::policy::{Device, IoBounds, Resource};
-use concertina_api::vm::{Outcome, VmResize, VmSize};
+use concertina_api::vm::{Outcome, VmDescription, VmResize, VmSize};
 
 use super::report::{AxisReport, Timeline};
 use super::{Cause, Commit, Order};
@@ -26,6 +26,14 @@ pub struct IoRates {
 }
 
 impl IoRates {
+    /// Those that a vmm at work has.
+    pub fn seen(vm: &VmDescription) -> Self {
+        Self {
+            disks: vm.disks.iter().map(|disk| disk.rate).collect(),
+            nets: vm.nets.iter().map(|net| net.rates).collect(),
+        }
+    }
+
     /// The limit of the first device of a kind, in the direction to the guest: where limits have
     /// bounds it is that of all.
     pub fn of(&self, device: Device) -> Option<IoRate> {
@@ -223,6 +231,8 @@ pub(super) fn commits(
         };
         let meant = match &order.cause {
             Cause::Manual => true,
+            // The host has no ledger for limits, and wants nothing of them.
+            Cause::Host(_) => false,
             Cause::Rules(_) => order.io.is_some_and(|(of, _)| of == resource),
         };
         meant.then_some(())?;
@@ -232,6 +242,7 @@ pub(super) fn commits(
             before: *before.get(&resource)?,
             asked: resource.of_rate(&asked)?,
             after: *after.get(&resource)?,
+            intent: None,
         })
     };
     Resource::IO.into_iter().filter_map(commit).collect()

@@ -53,9 +53,22 @@ enum Converged {
     /// Time over, or no progress.
     Short,
     /// Somebody else wants the axis more.
-    GaveWay,
+    GaveWay(Claim),
     /// The vmm says no, or says nothing.
     Failed(Outcome, String),
+}
+
+/// Who wants the axis more than the change that is under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Claim {
+    /// Nobody.
+    None,
+    /// A growth: a shrink gives way.
+    Larger,
+    /// A newer request of a person: any change gives way.
+    Newer,
+    /// Nobody, but the agent is ending: any change stops where it is.
+    Closing,
 }
 
 /// State of the axis.
@@ -64,6 +77,8 @@ pub struct MemoryAxis {
     vmm: VmmClient,
     group: InstanceGroup,
     bounds: Bounds<Bytes>,
+    /// What a life of the vmm begins with, and what cannot be unplugged.
+    boot: Bytes,
     held: Held,
 }
 
@@ -71,7 +86,7 @@ pub struct MemoryAxis {
 struct Change<'a> {
     target: Bytes,
     deadline: Instant,
-    give_way: &'a dyn Fn() -> bool,
+    claim: &'a dyn Fn() -> Claim,
     timeline: Timeline,
     reason: Option<String>,
     failure: Outcome,
@@ -83,6 +98,18 @@ impl Change<'_> {
         self.reason = Some(match self.reason.take() {
             Some(said) => format!("{said}; {sentence}"),
             None => sentence,
+        });
+    }
+
+    /// Says that it gave way, and to whom.
+    fn give_way(&mut self, claim: Claim) {
+        if self.failure == Outcome::TimedOut {
+            self.failure = Outcome::Refused;
+        }
+        self.say(match claim {
+            Claim::Newer => "Stopped for a newer request".into(),
+            Claim::Closing => "Stopped: the agent is ending".into(),
+            Claim::Larger | Claim::None => "Stopped for a larger wish".into(),
         });
     }
 
@@ -98,6 +125,7 @@ impl MemoryAxis {
             vmm,
             group,
             bounds,
+            boot: bounds.min,
             held: Held {
                 plugged: bounds.min,
                 balloon: Bytes(0),
@@ -108,10 +136,15 @@ impl MemoryAxis {
     /// Back to the size with which a VM starts, with its ceiling, for a new life.
     pub fn restart(&mut self) -> Result<(), CgroupError> {
         self.held = Held {
-            plugged: self.bounds.min,
+            plugged: self.boot,
             balloon: Bytes(0),
         };
         self.set_ceiling(self.size())
+    }
+
+    /// Other bounds, from the next change on.
+    pub fn set_bounds(&mut self, bounds: Bounds<Bytes>) {
+        self.bounds = bounds;
     }
 
     /// Size in force: what the devices say.
@@ -139,7 +172,7 @@ impl MemoryAxis {
         target: Bytes,
         pace: Pace,
         deadline: Instant,
-        give_way: &dyn Fn() -> bool,
+        claim: &dyn Fn() -> Claim,
         timeline: Timeline,
     ) -> AxisReport<Bytes> {
         let seen = match self.vmm.describe() {
@@ -164,7 +197,7 @@ impl MemoryAxis {
         let mut change = Change {
             target,
             deadline,
-            give_way,
+            claim,
             timeline,
             reason: None,
             failure: Outcome::TimedOut,
@@ -202,6 +235,9 @@ impl MemoryAxis {
         };
         let deadline = change.deadline;
         let ended = self.converge(&wish, deadline, None, change);
+        if let Converged::GaveWay(claim) = ended {
+            change.give_way(claim);
+        }
         self.stop_where_it_is(&ended);
         let confirmed = if seen.balloon.driver_ready && self.size() > before {
             self.confirm_growth(before, guest_before, change)
@@ -228,7 +264,8 @@ impl MemoryAxis {
                 change.timeline.note("guest_total");
                 return self.size();
             }
-            if change.left().is_zero() {
+            if change.left().is_zero() || matches!((change.claim)(), Claim::Newer | Claim::Closing)
+            {
                 let block = 2 * Bytes::MIB;
                 let counted = total.saturating_sub(known_before) / block * block;
                 change.say(format!(
@@ -252,8 +289,8 @@ impl MemoryAxis {
         for step in self.steps(goal, pace) {
             let (size, guest) = (self.size(), self.guest());
             let ended = self.unplug_to(step, change);
-            if ended == Converged::GaveWay {
-                change.say("Stopped for a larger wish".into());
+            if let Converged::GaveWay(claim) = ended {
+                change.give_way(claim);
                 break;
             }
             match judge_probe(guest.as_ref(), self.guest().as_ref(), None) {
@@ -275,7 +312,7 @@ impl MemoryAxis {
                 break;
             }
         }
-        if self.size() > goal && !stopped && !(change.give_way)() {
+        if self.size() > goal && !stopped && (change.claim)() == Claim::None {
             self.inflate_to(goal, seen, change);
         }
         self.lower_ceiling(change);
@@ -324,7 +361,7 @@ impl MemoryAxis {
 
     /// Lets the guest unplug blocks until so much is left besides what is in the balloon.
     fn unplug_to(&mut self, size: Bytes, change: &mut Change<'_>) -> Converged {
-        let targets = unplug_targets(self.held, size, self.bounds.min);
+        let targets = unplug_targets(self.held, size, self.boot);
         let wish = VmResize {
             memory: Some(targets.plugged),
             ..VmResize::default()
@@ -341,7 +378,7 @@ impl MemoryAxis {
             change.say("The guest does not unplug more, and has no balloon driver".into());
             return;
         }
-        let targets = make_up_targets(self.held, goal, self.bounds.min);
+        let targets = make_up_targets(self.held, goal, self.boot);
         let wish = VmResize {
             balloon: Some(targets.balloon),
             ..VmResize::default()
@@ -408,8 +445,11 @@ impl MemoryAxis {
             } else if stall.is_some_and(|stall| moved_at.elapsed() >= stall) {
                 return Converged::Short;
             }
-            if stall.is_some() && (change.give_way)() {
-                return Converged::GaveWay;
+            // What grows gives way to a newer request only.
+            match (change.claim)() {
+                Claim::None => {}
+                Claim::Larger if stall.is_none() => {}
+                claim => return Converged::GaveWay(claim),
             }
         }
     }
@@ -438,7 +478,7 @@ impl MemoryAxis {
     fn stop_where_it_is(&mut self, ended: &Converged) {
         if *ended != Converged::Reached {
             let wish = VmResize {
-                memory: Some(self.held.plugged.max(self.bounds.min)),
+                memory: Some(self.held.plugged.max(self.boot)),
                 balloon: Some(self.held.balloon),
                 ..VmResize::default()
             };

@@ -3,10 +3,12 @@
 //! ```text
 //! order ─► bounds, capacity ─► act (cpu axis ∥ memory axis) ─► read back ─► event, commit
 //! ```
-//! Each axis is changed by one at a time; the axes do not wait for each other. An order by hand
-//! or for growth makes a shrink that is under way stop at its next step. Success means that the
+//! Each axis is changed by one at a time; the axes do not wait for each other. An order for growth
+//! makes a shrink that is under way stop at its next step, and a newer order by hand makes any change
+//! stop: the newer target wins, and the older one is told so. Success means that the
 //! device, the guest and the host agree; the report says what was reached, never what was sent.
 
+pub mod books;
 pub mod capacity;
 pub mod cpu;
 pub mod guest;
@@ -16,6 +18,7 @@ pub mod memory;
 pub mod report;
 #[cfg(test)]
 mod tests;
+mod turn;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
@@ -32,15 +35,17 @@ use concertina_api::policy::{Axis, IoBounds, PolicyBounds, Resource};
 use concertina_api::vm::{Outcome, ResizeReport, VmDescription};
 use concertina_api::{Bounds, Bytes, Cpus};
 
-use self::capacity::Capacity;
+use self::books::{Books, Done, Step};
 use self::cpu::CpuAxis;
 pub use self::hooks::GuestHooks;
 use self::io::{IoRates, IoReports, IoWish};
-use self::memory::{MemoryAxis, Pace};
+use self::memory::{Claim, MemoryAxis, Pace};
 use self::report::{Axes, AxisReport, Timeline, combine};
+use self::turn::Turns;
 use crate::cgroup::{CgroupError, InstanceGroup};
 use crate::clock::Moment;
 use crate::events::EventLog;
+use crate::journal::IntentId;
 use crate::plan::cpu::rung;
 use crate::plan::memory::{Held, fit};
 use crate::policy::Size;
@@ -58,7 +63,35 @@ pub enum Cause {
     Manual,
     /// Rules of the policy, by their text.
     Rules(Vec<String>),
+    /// The host, for want of room for others: why.
+    Host(String),
 }
+
+impl Cause {
+    /// The word in events and in the journal.
+    pub fn text(&self) -> String {
+        match self {
+            Self::Manual => MANUAL.into(),
+            Self::Rules(rules) => rules.join("; "),
+            Self::Host(why) => format!("{HOST}{why}"),
+        }
+    }
+
+    /// Reads such a word.
+    pub fn from_text(text: &str) -> Self {
+        match text.strip_prefix(HOST) {
+            Some(why) => Self::Host(why.to_owned()),
+            None if text == MANUAL => Self::Manual,
+            None => Self::Rules(text.split("; ").map(str::to_owned).collect()),
+        }
+    }
+}
+
+/// How the word of what the host wants begins.
+const HOST: &str = "host: ";
+
+/// What a person's wish is called in events and in the journal.
+pub const MANUAL: &str = "manual";
 
 /// A wish for another size.
 #[derive(Debug, Clone)]
@@ -79,6 +112,14 @@ pub struct Order {
     pub cause: Cause,
     /// What else the event shall say.
     pub note: Option<String>,
+    /// Version of the policy that wants it; of a person's wish: the one in force.
+    pub policy_version: u64,
+    /// What the rules saw, by metric.
+    pub samples: BTreeMap<String, f64>,
+    /// The idempotency key of the request.
+    pub key: Option<String>,
+    /// The intent that it brings to its end, which an earlier agent has written down.
+    pub resumes: Option<IntentId>,
 }
 
 impl Order {
@@ -93,7 +134,35 @@ impl Order {
             timeout,
             cause: Cause::Manual,
             note: None,
+            policy_version: 0,
+            samples: BTreeMap::new(),
+            key: None,
+            resumes: None,
         }
+    }
+
+    /// A wish for one axis, in thousandths of a CPU or bytes.
+    pub fn of_axis(axis: Axis, target: u64, timeout: Duration, cause: Cause) -> Self {
+        let (cpus, memory) = match axis {
+            Axis::Cpus => (Some(Cpus(u32::try_from(target).unwrap_or(u32::MAX))), None),
+            Axis::Memory => (None, Some(Bytes(target))),
+        };
+        Self {
+            cause,
+            ..Self::manual(cpus, memory, timeout)
+        }
+    }
+
+    /// Wanted by this version of the policy.
+    pub fn by_policy(mut self, version: u64) -> Self {
+        self.policy_version = version;
+        self
+    }
+
+    /// By a request with this idempotency key.
+    pub fn with_key(mut self, key: Option<String>) -> Self {
+        self.key = key;
+        self
     }
 
     /// And this limit of disks.
@@ -112,8 +181,39 @@ impl Order {
         self.disk_rate.is_some() || self.net_rate.is_some() || self.io.is_some()
     }
 
-    fn is_manual(&self) -> bool {
+    /// A person wants it.
+    pub fn is_manual(&self) -> bool {
         self.cause == Cause::Manual
+    }
+}
+
+/// An order that is being carried out.
+struct Run<'a> {
+    order: &'a Order,
+    /// Its place among all orders of the instance.
+    turn: u64,
+    /// What the books gave: the intents, and the sizes that growth was promised.
+    intents: Mutex<Vec<(Axis, IntentId, Option<u64>)>>,
+}
+
+impl Run<'_> {
+    fn numbers(&self) -> Vec<u64> {
+        let intents = lock(&self.intents);
+        intents.iter().map(|(_, intent, _)| intent.0).collect()
+    }
+
+    fn reserved(&self) -> Option<InstanceSize> {
+        let intents = lock(&self.intents);
+        let of = |wanted: Axis| {
+            let mut found = intents.iter().filter(|(axis, ..)| *axis == wanted);
+            found.find_map(|(_, _, reserved)| *reserved)
+        };
+        let size = InstanceSize {
+            cpus: of(Axis::Cpus).map(|milli| Cpus(u32::try_from(milli).unwrap_or(u32::MAX))),
+            memory: of(Axis::Memory).map(Bytes),
+            ..InstanceSize::default()
+        };
+        (size != InstanceSize::default()).then_some(size)
     }
 }
 
@@ -130,21 +230,26 @@ pub struct Commit {
     pub asked: u64,
     /// Size after.
     pub after: u64,
+    /// The intent that it was, where there is a journal.
+    pub intent: Option<IntentId>,
 }
 
 /// Changes the size of one instance.
 #[derive(Debug)]
 pub struct Resizer {
-    bounds: PolicyBounds,
+    bounds: Mutex<PolicyBounds>,
+    /// Size at which a life of the vmm begins.
+    first: Size,
     /// How long a smaller size holds before a rule's vCPUs are removed.
-    hold: Duration,
+    hold: Mutex<Duration>,
     events: Arc<EventLog>,
-    capacity: Box<dyn Capacity>,
+    books: Arc<dyn Books>,
+    turns: Turns,
     vmm: VmmClient,
     hooks: Option<Arc<dyn GuestHooks>>,
     cpu: Mutex<CpuAxis>,
     memory: Mutex<MemoryAxis>,
-    io_bounds: IoBounds,
+    io_bounds: Mutex<IoBounds>,
     /// Limits on I/O are changed by one at a time.
     io: Mutex<()>,
     /// Limits on I/O, as the last change left them.
@@ -173,22 +278,24 @@ impl Resizer {
         vmm: VmmClient,
         group: InstanceGroup,
         events: Arc<EventLog>,
-        capacity: Box<dyn Capacity>,
+        books: Arc<dyn Books>,
     ) -> Self {
         let first = Size {
             cpus: bounds.cpus.min,
             memory: bounds.memory.min,
         };
         Self {
-            bounds,
-            hold,
+            bounds: Mutex::new(bounds),
+            first,
+            hold: Mutex::new(hold),
             events,
-            capacity,
+            books,
+            turns: Turns::default(),
             hooks: None,
             cpu: Mutex::new(CpuAxis::new(vmm.clone(), first.cpus)),
             memory: Mutex::new(MemoryAxis::new(vmm.clone(), group, bounds.memory)),
             vmm,
-            io_bounds: IoBounds::default(),
+            io_bounds: Mutex::default(),
             io: Mutex::new(()),
             rates: Mutex::new(IoRates::default()),
             memory_claims: AtomicU32::new(0),
@@ -209,7 +316,7 @@ impl Resizer {
     /// Limits on I/O: least and most, and those that the devices start with.
     pub fn with_io(self, bounds: IoBounds, first: IoRates) -> Self {
         Self {
-            io_bounds: bounds,
+            io_bounds: Mutex::new(bounds),
             rates: Mutex::new(first),
             ..self
         }
@@ -226,10 +333,7 @@ impl Resizer {
     /// A new life of the vmm begins at the lower bounds, with the ceiling that belongs to them. Limits
     /// on I/O stay: the guest has no part in them.
     pub fn begin_life(&self) -> Result<(), CgroupError> {
-        let first = Size {
-            cpus: self.bounds.cpus.min,
-            memory: self.bounds.memory.min,
-        };
+        let first = self.first;
         lock(&self.cpu).restart(first.cpus);
         *lock(&self.vcpus) = rung(first.cpus).vcpus;
         let mut memory = lock(&self.memory);
@@ -237,7 +341,60 @@ impl Resizer {
         *lock(&self.size) = first;
         *lock(&self.target) = first;
         self.keep_memory(&memory);
+        self.books.seen(first);
         Ok(())
+    }
+
+    /// Takes over a vmm that is at work: its size is what it says of itself.
+    pub fn take_over(&self, seen: &VmDescription) {
+        let mut cpu = lock(&self.cpu);
+        cpu.was_seen(seen);
+        *lock(&self.vcpus) = cpu.vcpus();
+        let mut memory = lock(&self.memory);
+        memory.was_seen(seen);
+        *lock(&self.size) = Size {
+            cpus: cpu.size(),
+            memory: memory.size(),
+        };
+        *lock(&self.target) = self.size();
+        *lock(&self.held) = memory.held();
+        *lock(&self.rates) = IoRates::seen(seen);
+    }
+
+    /// Takes over a vmm that does not answer: its size is what was last known.
+    pub fn assume(&self, size: Size) {
+        *lock(&self.size) = size;
+        *lock(&self.target) = size;
+    }
+
+    /// Other bounds, those of sizes within what the VM was built for, and another time to hold.
+    pub fn set_policy(&self, bounds: PolicyBounds, io: IoBounds, hold: Duration) {
+        *lock(&self.bounds) = bounds;
+        *lock(&self.io_bounds) = io;
+        *lock(&self.hold) = hold;
+        lock(&self.memory).set_bounds(bounds.memory);
+    }
+
+    /// The agent is ending: what is under way stops where it is, and nothing else begins.
+    pub fn close(&self) {
+        self.turns.close();
+    }
+
+    /// The books that it asks.
+    pub(crate) fn books(&self) -> &dyn Books {
+        self.books.as_ref()
+    }
+
+    fn bounds(&self) -> PolicyBounds {
+        *lock(&self.bounds)
+    }
+
+    fn io_bounds(&self) -> IoBounds {
+        *lock(&self.io_bounds)
+    }
+
+    fn hold(&self) -> Duration {
+        *lock(&self.hold)
     }
 
     /// Tells which process holds the guest's memory; 0: none.
@@ -283,7 +440,7 @@ impl Resizer {
 
     /// Limits that have bounds, for whoever decides.
     pub fn limits(&self) -> BTreeMap<Resource, u64> {
-        lock(&self.rates).bounded(&self.io_bounds)
+        lock(&self.rates).bounded(&self.io_bounds())
     }
 
     /// The devices hold something else than the last change reached: the guest has deflated its
@@ -294,6 +451,7 @@ impl Resizer {
         };
         memory.was_seen(seen);
         self.keep_memory(&memory);
+        self.books.seen(self.size());
     }
 
     fn keep_memory(&self, memory: &MemoryAxis) {
@@ -335,6 +493,11 @@ impl Resizer {
             Err(reason) => return self.refuse(asked, reason, timeline),
         };
         (asked.disk_rate, asked.net_rate) = (wish.disk, wish.net);
+        let run = &Run {
+            order,
+            turn: self.turns.take(order),
+            intents: Mutex::default(),
+        };
         let before = self.before(&asked);
         let resident_before = self.resident();
         let limits = self.change_rates(order, wish, &timeline);
@@ -344,11 +507,11 @@ impl Resizer {
                 let timeline = timeline.clone();
                 thread::Builder::new()
                     .name("resize-cpu".into())
-                    .spawn_scoped(scope, move || self.change_cpus(target, order, timeline))
+                    .spawn_scoped(scope, move || self.change_cpus(target, run, timeline))
             });
             let memory = order
                 .memory
-                .map(|target| self.change_memory(target, order, timeline.clone()));
+                .map(|target| self.change_memory(target, run, timeline.clone()));
             let cpu = cpu.map(|spawned| match spawned {
                 Ok(thread) => thread.join().map_err(|_| "the thread failed".to_owned()),
                 Err(error) => Err(error.to_string()),
@@ -368,7 +531,7 @@ impl Resizer {
             net: limits.net,
         };
         let report = combine(asked, axes, timeline);
-        self.finish(order, before, resident_before, report)
+        self.finish(run, before, resident_before, report)
     }
 
     /// Removes vCPUs that a smaller size has not needed for long enough.
@@ -376,7 +539,7 @@ impl Resizer {
         let mut cpu = lock(&self.cpu);
         let resident = self.resident();
         let vcpus_before = cpu.vcpus();
-        let Some(report) = cpu.settle(now, self.hold, SETTLE_TIMEOUT, Timeline::begin()) else {
+        let Some(report) = cpu.settle(now, self.hold(), SETTLE_TIMEOUT, Timeline::begin()) else {
             return;
         };
         let vcpus = cpu.vcpus();
@@ -401,6 +564,9 @@ impl Resizer {
             note: Some(format!(
                 "the smaller size has held: vCPUs {vcpus_before} -> {vcpus}, size unchanged"
             )),
+            intents: Vec::new(),
+            samples: BTreeMap::new(),
+            reserved: None,
             before: asked,
             report,
             resident_before: resident,
@@ -431,54 +597,65 @@ impl Resizer {
         let before = self.rates();
         let mut after = before.clone();
         let reports = io::change(&self.vmm, wish, &mut after, timeline);
-        let commits = io::commits(order, &wish, &self.io_bounds, (&before, &after));
+        let commits = io::commits(order, &wish, &self.io_bounds(), (&before, &after));
         *lock(&self.rates) = after;
         lock(&self.commits).extend(commits);
         reports
     }
 
-    fn change_cpus(&self, target: Cpus, order: &Order, timeline: Timeline) -> AxisReport<Cpus> {
-        let left = order.timeout.saturating_sub(timeline.began().elapsed());
-        if let Some(why) = self.objection(Axis::Cpus, target.milli().into(), left) {
+    fn change_cpus(&self, target: Cpus, run: &Run<'_>, timeline: Timeline) -> AxisReport<Cpus> {
+        let order = run.order;
+        let asked = u64::from(target.milli());
+        let refused = |why, timeline| {
             let size = self.size().cpus;
-            self.commit_cpus(order, size, target, size);
-            return AxisReport::refused(size, why, timeline);
+            let milli = u64::from(size.milli());
+            self.commit(Axis::Cpus, order, None, [milli, asked, milli]);
+            AxisReport::refused(size, why, timeline)
+        };
+        let left = order.timeout.saturating_sub(timeline.began().elapsed());
+        if let Some(why) = self.objection(Axis::Cpus, asked, left) {
+            return refused(why, timeline);
         }
         let mut cpu = lock(&self.cpu);
+        if let Some(why) = self.turns.overtaken(Axis::Cpus, run.turn) {
+            return refused(why, timeline);
+        }
         let before = cpu.size();
+        let from = u64::from(before.milli());
+        let intent = match self.begin(Axis::Cpus, from, asked, run) {
+            Ok(intent) => intent,
+            Err(why) => return refused(why, timeline),
+        };
         lock(&self.target).cpus = target;
         {
             let mut vcpus = lock(&self.vcpus);
             *vcpus = (*vcpus).max(rung(target).vcpus);
         }
-        let hold = (!order.is_manual()).then_some(self.hold);
+        let hold = (!order.is_manual()).then(|| self.hold());
         let left = order.timeout.saturating_sub(timeline.began().elapsed());
         let report = cpu.go_to(target, hold, left, timeline);
         lock(&self.size).cpus = report.got;
         lock(&self.target).cpus = report.got;
+        let got = u64::from(report.got.milli());
+        self.end(intent, Axis::Cpus, [from, asked, got], &report);
         self.meter();
         *lock(&self.vcpus) = cpu.vcpus();
-        self.commit_cpus(order, before, target, report.got);
-        self.tell_guest(Axis::Cpus, before.milli().into(), report.got.milli().into());
+        self.commit(Axis::Cpus, order, intent, [from, asked, got]);
+        self.tell_guest(Axis::Cpus, from, got);
         report
     }
 
-    fn commit_cpus(&self, order: &Order, before: Cpus, asked: Cpus, after: Cpus) {
-        lock(&self.commits).push(Commit {
-            axis: Resource::Cpus,
-            cause: order.cause.clone(),
-            before: before.milli().into(),
-            asked: asked.milli().into(),
-            after: after.milli().into(),
-        });
-    }
-
-    fn change_memory(&self, target: Bytes, order: &Order, timeline: Timeline) -> AxisReport<Bytes> {
+    fn change_memory(&self, target: Bytes, run: &Run<'_>, timeline: Timeline) -> AxisReport<Bytes> {
+        let order = run.order;
+        let refused = |why, timeline| {
+            let size = self.size().memory;
+            let sizes = [size.get(), target.get(), size.get()];
+            self.commit(Axis::Memory, order, None, sizes);
+            AxisReport::refused(size, why, timeline)
+        };
         let left = order.timeout.saturating_sub(timeline.began().elapsed());
         if let Some(why) = self.objection(Axis::Memory, target.get(), left) {
-            let size = self.size().memory;
-            self.commit_memory(order, size, target, size);
-            return AxisReport::refused(size, why, timeline);
+            return refused(why, timeline);
         }
         // A shrink under way looks at the claims after each step, and gives way.
         let claim = order.is_manual() || target > self.size().memory;
@@ -489,8 +666,16 @@ impl Resizer {
         if claim {
             self.memory_claims.fetch_sub(1, Ordering::SeqCst);
         }
+        if let Some(why) = self.turns.overtaken(Axis::Memory, run.turn) {
+            return refused(why, timeline);
+        }
         let before = memory.size();
-        let fitted = fit(target, &self.bounds.memory, Bytes(MEMORY_STEP));
+        let fitted = fit(target, &self.bounds().memory, Bytes(MEMORY_STEP));
+        let (from, to) = (before.get(), fitted.size.get());
+        let intent = match self.begin(Axis::Memory, from, to, run) {
+            Ok(intent) => intent,
+            Err(why) => return refused(why, timeline),
+        };
         lock(&self.target).memory = fitted.size;
         let pace = if order.is_manual() {
             Pace::AtOnce
@@ -499,19 +684,8 @@ impl Resizer {
         };
         let left = order.timeout.saturating_sub(timeline.began().elapsed());
         let deadline = Instant::now() + left;
-        let give_way = || self.memory_claims.load(Ordering::SeqCst) > 0;
-        if let Some(growth) = fitted
-            .size
-            .get()
-            .checked_sub(before.get())
-            .filter(|growth| *growth > 0)
-            && let Err(why) = self.capacity.reserve_memory(Bytes(growth))
-        {
-            lock(&self.target).memory = before;
-            self.commit_memory(order, before, target, before);
-            return AxisReport::refused(before, why, timeline);
-        }
-        let mut report = memory.go_to(fitted.size, pace, deadline, &give_way, timeline);
+        let claim = || self.memory_claim(run.turn);
+        let mut report = memory.go_to(fitted.size, pace, deadline, &claim, timeline);
         if let Some(note) = fitted.note {
             report.reason = Some(
                 report
@@ -519,20 +693,85 @@ impl Resizer {
                     .map_or(note.clone(), |why| format!("{note}; {why}")),
             );
         }
-        self.keep_memory(&memory);
         // What the devices hold: the guest may count less of it as its own.
-        self.commit_memory(order, before, target, memory.size());
-        self.tell_guest(Axis::Memory, before.get(), memory.size().get());
+        let got = memory.size().get();
+        self.end(intent, Axis::Memory, [from, to, got], &report);
+        self.keep_memory(&memory);
+        self.commit(Axis::Memory, order, intent, [from, target.get(), got]);
+        self.tell_guest(Axis::Memory, from, got);
         report
     }
 
-    fn commit_memory(&self, order: &Order, before: Bytes, asked: Bytes, after: Bytes) {
+    /// Who wants the memory axis more than the change of this turn.
+    fn memory_claim(&self, turn: u64) -> Claim {
+        if self.turns.is_closed() {
+            Claim::Closing
+        } else if self.turns.overtaken(Axis::Memory, turn).is_some() {
+            Claim::Newer
+        } else if self.memory_claims.load(Ordering::SeqCst) > 0 {
+            Claim::Larger
+        } else {
+            Claim::None
+        }
+    }
+
+    /// Asks the books. What changes nothing needs no permission.
+    fn begin(
+        &self,
+        axis: Axis,
+        before: u64,
+        target: u64,
+        run: &Run<'_>,
+    ) -> Result<Option<IntentId>, String> {
+        let order = run.order;
+        if before == target && order.resumes.is_none() {
+            return Ok(None);
+        }
+        let intent = self.books.begin(&Step {
+            axis,
+            before,
+            target,
+            order,
+        })?;
+        if let Some(intent) = intent {
+            let reserved = Some(before.max(target)).filter(|_| target > before);
+            lock(&run.intents).push((axis, intent, reserved));
+        }
+        Ok(intent)
+    }
+
+    /// Tells the books how it ended. `sizes`: before, asked for, and seen after.
+    fn end<T>(
+        &self,
+        intent: Option<IntentId>,
+        axis: Axis,
+        sizes: [u64; 3],
+        report: &AxisReport<T>,
+    ) {
+        let [before, target, after] = sizes;
+        self.books.end(
+            intent,
+            &Done {
+                axis,
+                target,
+                before,
+                after,
+                outcome: report.outcome,
+                reason: report.reason.as_deref(),
+            },
+        );
+    }
+
+    /// For whoever decides. `sizes`: before, asked for, after.
+    fn commit(&self, axis: Axis, order: &Order, intent: Option<IntentId>, sizes: [u64; 3]) {
+        let [before, asked, after] = sizes;
         lock(&self.commits).push(Commit {
-            axis: Resource::Memory,
+            axis: axis.into(),
             cause: order.cause.clone(),
-            before: before.get(),
-            asked: asked.get(),
-            after: after.get(),
+            before,
+            asked,
+            after,
+            intent,
         });
     }
 
@@ -551,9 +790,10 @@ impl Resizer {
                 _ => Ok(()),
             }
         }
-        inside("CPU count", order.cpus, self.bounds.cpus)?;
-        inside("Memory", order.memory, self.bounds.memory)?;
-        IoWish::of(order, &self.io_bounds, &self.rates())
+        let bounds = self.bounds();
+        inside("CPU count", order.cpus, bounds.cpus)?;
+        inside("Memory", order.memory, bounds.memory)?;
+        IoWish::of(order, &self.io_bounds(), &self.rates())
     }
 
     fn refuse(
@@ -584,22 +824,25 @@ impl Resizer {
     /// Says what happened, once, to the events and to whoever asks for the last resize.
     fn finish(
         &self,
-        order: &Order,
+        run: &Run<'_>,
         before: InstanceSize,
         resident_before: u64,
         report: ResizeReport<InstanceSize>,
     ) -> ResizeReport<InstanceSize> {
-        self.events.append(EventKind::Resized {
-            cause: match &order.cause {
-                Cause::Manual => "manual".into(),
-                Cause::Rules(rules) => rules.join("; "),
-            },
+        let order = run.order;
+        let kind = EventKind::Resized {
+            cause: order.cause.text(),
             note: order.note.clone(),
             before,
+            intents: run.numbers(),
+            samples: order.samples.clone(),
+            reserved: run.reserved(),
             report: report.clone(),
             resident_before,
             resident_after: self.resident(),
-        });
+        };
+        let version = matches!(order.cause, Cause::Rules(_)).then_some(order.policy_version);
+        self.events.append_of(version, kind);
         *lock(&self.last) = Some(report.clone());
         report
     }

@@ -38,7 +38,7 @@ fn bench(faults: Faults) -> Bench {
         VmmClient::new(&socket),
         group,
         Arc::new(events),
-        Box::new(HostMemory::new(&temp.path().join("meminfo"))),
+        Arc::new(HostMemory::new(&temp.path().join("meminfo"))),
     );
     resizer.begin_life().unwrap();
     Bench {
@@ -57,15 +57,10 @@ impl Bench {
     }
 
     fn by_rule(&self, cpus: Option<u32>, memory_mib: Option<u64>) -> ResizeReport<InstanceSize> {
+        let timeout = Duration::from_secs(3);
         self.resizer.carry_out(&Order {
-            cpus: cpus.map(Cpus),
-            memory: memory_mib.map(Bytes::mib),
-            disk_rate: None,
-            net_rate: None,
-            io: None,
-            timeout: Duration::from_secs(3),
             cause: Cause::Rules(vec!["rule".into()]),
-            note: None,
+            ..Order::manual(cpus.map(Cpus), memory_mib.map(Bytes::mib), timeout)
         })
     }
 
@@ -579,4 +574,29 @@ fn a_guest_may_refuse_to_shrink_and_nothing_is_begun() {
         .iter()
         .filter(|c| c.asked < c.before && c.after == c.before);
     assert_eq!(refused.count(), 2);
+}
+
+#[test]
+fn of_two_requests_the_newer_one_wins_and_the_older_one_is_told_so() {
+    let bench = bench(Faults {
+        memory_stuck: true,
+        ..Faults::default()
+    });
+    std::thread::scope(|scope| {
+        let older = scope.spawn(|| bench.by_hand(None, Some(512)));
+        // It is under way: its guest does not plug anything.
+        let is_under_way = || !bench.vmm.vm.lock().unwrap().wishes.is_empty();
+        while !is_under_way() {
+            std::thread::yield_now();
+        }
+        let newer = scope.spawn(|| bench.by_hand(None, Some(768)));
+        let older = older.join().unwrap();
+        assert_eq!(older.outcome, Outcome::Refused, "{older:?}");
+        let why = older.reason.unwrap();
+        assert!(why.contains("newer request"), "{why}");
+        bench.vmm.vm.lock().unwrap().faults.memory_stuck = false;
+        let newer = newer.join().unwrap();
+        assert_eq!(newer.outcome, Outcome::Applied, "{newer:?}");
+    });
+    assert_eq!(bench.has().2, Bytes::mib(768));
 }

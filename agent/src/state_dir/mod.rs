@@ -3,6 +3,8 @@
 //! ```text
 //! <state>/<name>/instance.json   who supervises it (pid and start time), how it ended
 //!               /vm.json         what its vmm was told
+//!               /exit.json       how its vmm ended, in the vmm's own words
+//!               /launch.json     what an agent needs to take it over from one that died
 //!               /seed.img       the disk for its cloud-init, while it runs
 //!               /agent.sock  vmm.sock  console.sock  vsock.sock      only while it runs
 //!               /events.jsonl  console.log  agent.log  vmm.log
@@ -62,7 +64,7 @@ pub enum StateError {
 }
 
 impl StateError {
-    fn io(what: &'static str, path: &Path, source: io::Error) -> Self {
+    pub(crate) fn io(what: &'static str, path: &Path, source: io::Error) -> Self {
         Self::Io {
             what,
             path: path.display().to_string(),
@@ -94,6 +96,10 @@ pub struct InstancePaths {
     pub record: PathBuf,
     /// `vm.json`, the words for the vmm.
     pub vm_spec: PathBuf,
+    /// `exit.json`, the vmm's last words.
+    pub exit: PathBuf,
+    /// `launch.json`, for the agent after this one.
+    pub launch: PathBuf,
     /// The disk from which its cloud-init is configured.
     pub seed: PathBuf,
     /// The agent's API of this instance.
@@ -126,6 +132,8 @@ impl InstancePaths {
         Self {
             record: dir.join("instance.json"),
             vm_spec: dir.join("vm.json"),
+            exit: dir.join("exit.json"),
+            launch: dir.join("launch.json"),
             seed: dir.join("seed.img"),
             agent_socket: dir.join("agent.sock"),
             vmm_socket: dir.join("vmm.sock"),
@@ -151,6 +159,8 @@ impl InstancePaths {
             &self.vsock_socket,
             &self.channel_socket,
             &self.vm_spec,
+            &self.exit,
+            &self.launch,
             &self.seed,
         ] {
             let _ = fs::remove_file(path);
@@ -167,7 +177,10 @@ impl InstancePaths {
 }
 
 /// Writes a file that only its owner may read.
-pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> Result<(), StateError> {
+///
+/// # Errors
+/// The system refuses; what was written of it stays.
+pub fn write_private(path: &Path, bytes: &[u8]) -> Result<(), StateError> {
     let write = || {
         let mut options = fs::OpenOptions::new();
         let file = options.write(true).create(true).truncate(true).mode(0o600);
@@ -185,6 +198,10 @@ pub struct InstanceEntry {
     pub alive: bool,
     /// State: as recorded when it ended; `failed` when its supervisor died without saying.
     pub state: InstanceState,
+    /// Its agent is gone, and its VM runs on: this is the vmm's process id.
+    pub left_vmm: Option<i32>,
+    /// Where the agent listens that supervises it; absent: on the instance's own socket.
+    pub socket: Option<PathBuf>,
     /// Process id of its supervisor, dead or alive.
     pub agent_pid: i32,
     /// How it ended, when it said so.
@@ -237,7 +254,8 @@ impl StateDir {
             return Ok(None);
         };
         let alive = record.ending.is_none() && record.agent.is_alive();
-        let state = match (&record.ending, alive) {
+        let runs_on = !alive && record.runs_on();
+        let state = match (&record.ending, alive || runs_on) {
             (Some(ending), _) => ending.state,
             (None, true) => InstanceState::Running,
             (None, false) => InstanceState::Failed,
@@ -246,6 +264,8 @@ impl StateDir {
             name: name.to_owned(),
             alive,
             state,
+            left_vmm: record.vmm.map(|vmm| vmm.pid).filter(|_| runs_on),
+            socket: record.socket,
             agent_pid: record.agent.pid,
             ending: record.ending,
             paths,

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::StateError;
-use concertina_api::instance::InstanceState;
+use concertina_api::instance::{ExitReason, InstanceState};
 
 /// One process, not to be mistaken for a later one with the same id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,8 +71,11 @@ pub struct Ending {
     pub state: InstanceState,
     /// Exit status of its supervisor.
     pub status: i32,
-    /// A sentence.
+    /// A sentence, with the evidence.
     pub reason: String,
+    /// The kind of ending in one word.
+    #[serde(default)]
+    pub exit_reason: ExitReason,
     /// Wall clock, RFC 3339.
     pub time: String,
 }
@@ -90,6 +93,10 @@ pub struct InstanceRecord {
     /// Its cgroup, once made.
     #[serde(default)]
     pub cgroup: Option<PathBuf>,
+    /// Where the agent listens that supervises it; absent: it has a socket of its own, and its vmm
+    /// ends with its supervisor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub socket: Option<PathBuf>,
     /// How it ended; absent while it runs, or when its supervisor died.
     #[serde(default)]
     pub ending: Option<Ending>,
@@ -103,8 +110,14 @@ impl InstanceRecord {
             agent,
             vmm: None,
             cgroup: None,
+            socket: None,
             ending: None,
         }
+    }
+
+    /// Its vmm runs, though its supervisor may not: an agent died or was stopped.
+    pub fn runs_on(&self) -> bool {
+        self.socket.is_some() && self.ending.is_none() && self.vmm.is_some_and(|vmm| vmm.is_alive())
     }
 
     /// Reads a record; `None` when the file does not exist.

@@ -2,12 +2,15 @@
 //! whoever asks.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use concertina_api::disk::DiskStatus;
 use concertina_api::net::NetStatus;
 use concertina_api::vm::{BalloonStatistics, ResizeReport, VmDescription, VmResize};
-use concertina_http::{HttpError, Method, client};
+use concertina_http::client::{self, Kept};
+use concertina_http::{HttpError, Method};
+use serde::de::DeserializeOwned;
 
 /// Deadline of a request that needs nothing of the guest. Reading `smaps` of a large guest is the
 /// slowest of them.
@@ -22,6 +25,8 @@ const RESIZE_DEFAULT_MS: u64 = 10_000;
 pub struct VmmClient {
     socket: PathBuf,
     answer_timeout: Duration,
+    /// For what is asked each second.
+    kept: Arc<Mutex<Kept>>,
 }
 
 impl VmmClient {
@@ -30,17 +35,26 @@ impl VmmClient {
         Self {
             socket: socket.to_owned(),
             answer_timeout: ANSWER_TIMEOUT,
+            kept: Arc::default(),
+        }
+    }
+
+    /// The same with another deadline of what needs nothing of the guest.
+    pub fn with_deadline(&self, deadline: Duration) -> Self {
+        Self {
+            answer_timeout: deadline,
+            ..self.clone()
         }
     }
 
     /// The VM as it is.
     pub fn describe(&self) -> Result<VmDescription, HttpError> {
-        client::get_json(&self.socket, "/v1/vm", self.answer_timeout)
+        self.get("/v1/vm")
     }
 
     /// Its disks as they are.
     pub fn disks(&self) -> Result<Vec<DiskStatus>, HttpError> {
-        client::get_json(&self.socket, "/v1/vm/disks", self.answer_timeout)
+        self.get("/v1/vm/disks")
     }
 
     /// Its network interfaces as they are.
@@ -50,11 +64,7 @@ impl VmmClient {
 
     /// What the guest's balloon driver says of its memory.
     pub fn balloon_statistics(&self) -> Result<BalloonStatistics, HttpError> {
-        client::get_json(
-            &self.socket,
-            "/v1/vm/balloon/statistics",
-            self.answer_timeout,
-        )
+        self.get("/v1/vm/balloon/statistics")
     }
 
     /// Asks for another size and waits for what was reached.
@@ -72,6 +82,14 @@ impl VmmClient {
     /// Ends the VM without asking the guest.
     pub fn stop(&self) -> Result<(), HttpError> {
         self.put("/v1/vm/stop")
+    }
+
+    /// Asks on the connection that is kept; on another one, while somebody else is asking on it.
+    fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, HttpError> {
+        match self.kept.try_lock() {
+            Ok(mut kept) => kept.get_json(&self.socket, path, self.answer_timeout),
+            Err(_) => client::get_json(&self.socket, path, self.answer_timeout),
+        }
     }
 
     fn put(&self, path: &str) -> Result<(), HttpError> {

@@ -5,4 +5,4 @@ pub mod client;
 pub mod process;
 
 pub use client::VmmClient;
-pub use process::{VmmExit, VmmProcess};
+pub use process::{Bond, VmmExit, VmmProcess, VmmStart};

@@ -1,26 +1,31 @@
-//! Starts a vmm process and waits for its end.
+//! Starts a vmm process, or takes one over, and waits for its end.
 //!
-//! The child enters its cgroup by itself before it runs a single instruction of the vmm, and dies
-//! with the thread that started it: whoever calls [`VmmProcess::spawn`] must be a thread that lives
-//! as long as the instance (`PR_SET_PDEATHSIG` watches the parent *thread*).
+//! The child enters its cgroup by itself before it runs a single instruction of the vmm. With
+//! [`Bond::DiesWithUs`] it dies with the thread that started it: whoever calls [`VmmProcess::spawn`]
+//! must then be a thread that lives as long as the instance (`PR_SET_PDEATHSIG` watches the parent
+//! *thread*). With [`Bond::OutlivesUs`] it goes on when we die, in a session of its own, and an agent
+//! that comes later takes it over by [`VmmProcess::adopt`]: not being its parent, that one learns from
+//! the vmm's own exit record how it ended.
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use concertina_api::vm::exit;
+use concertina_api::vm::{VmExitRecord, exit};
 
 use crate::poll::wait_readable;
 use crate::state_dir::ProcessId;
 
 /// Most bytes of the vmm's log that are read to find its last words.
 const LAST_WORDS_BYTES: u64 = 4096;
+/// How long a killed process that is not our child may take to be gone.
+const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How a vmm ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,21 +44,39 @@ pub enum VmmExit {
     Other(i32),
     /// Killed by this signal.
     Signal(i32),
+    /// Gone without a word, and not our child: killed, by whatever signal.
+    Vanished,
+}
+
+/// What becomes of a vmm when the process that started it ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bond {
+    /// It is killed.
+    DiesWithUs,
+    /// It goes on.
+    OutlivesUs,
 }
 
 impl VmmExit {
     /// Reads the status of a process that was waited for.
     pub fn from_status(status: ExitStatus) -> Self {
         match (status.code(), status.signal()) {
-            (Some(exit::POWER_OFF), _) => Self::PoweredOff,
-            (Some(exit::SETUP_FAILED), _) => Self::SetupFailed,
-            (Some(exit::RESET), _) => Self::Reset,
-            (Some(exit::TRIPLE_FAULT), _) => Self::TripleFault,
-            (Some(exit::KVM_ERROR), _) => Self::KvmError,
-            (Some(code), _) => Self::Other(code),
+            (Some(code), _) => Self::from_code(code),
             (None, Some(signal)) => Self::Signal(signal),
             // Waited for with neither code nor signal: not a state that Linux reports.
             (None, None) => Self::Other(1),
+        }
+    }
+
+    /// Reads an exit status.
+    pub fn from_code(code: i32) -> Self {
+        match code {
+            exit::POWER_OFF => Self::PoweredOff,
+            exit::SETUP_FAILED => Self::SetupFailed,
+            exit::RESET => Self::Reset,
+            exit::TRIPLE_FAULT => Self::TripleFault,
+            exit::KVM_ERROR => Self::KvmError,
+            code => Self::Other(code),
         }
     }
 
@@ -66,53 +89,78 @@ impl VmmExit {
             Self::TripleFault => Some(exit::TRIPLE_FAULT),
             Self::KvmError => Some(exit::KVM_ERROR),
             Self::Other(code) => Some(code),
-            Self::Signal(_) => None,
+            Self::Signal(_) | Self::Vanished => None,
         }
     }
 }
 
-/// A running vmm. It is killed and reaped when this is dropped.
+/// What a vmm is started from.
+#[derive(Debug)]
+pub struct VmmStart<'a> {
+    /// Program and first arguments; the path of the specification is added as the last one.
+    pub command: &'a [OsString],
+    /// The specification.
+    pub spec: &'a Path,
+    /// `cgroup.procs` of the group that it shall live in.
+    pub procs: File,
+    /// What it prints is appended there.
+    pub log: &'a Path,
+    /// Where it leaves word of its end.
+    pub exit_file: &'a Path,
+    /// Descriptors that it gets, with the same numbers.
+    pub inherited: &'a [BorrowedFd<'a>],
+    /// What becomes of it when we end.
+    pub bond: Bond,
+}
+
+/// A running vmm. When this is dropped, one that is bound to us is killed and waited for, and any other
+/// goes on.
 #[derive(Debug)]
 pub struct VmmProcess {
-    child: Child,
+    /// Absent: it was taken over, and somebody else reaps it.
+    child: Option<Child>,
     /// Becomes readable when the process ends.
     pidfd: OwnedFd,
     id: ProcessId,
+    exit_file: PathBuf,
+    bond: Bond,
 }
 
 impl VmmProcess {
-    /// Starts `command` with the spec's path as last argument, inside the group whose
-    /// `cgroup.procs` is given, its output appended to `log`. It inherits some descriptors, which
-    /// have the same numbers there.
-    pub fn spawn(
-        command: &[OsString],
-        spec: &Path,
-        procs: File,
-        log: &Path,
-        inherited: &[BorrowedFd<'_>],
-    ) -> io::Result<Self> {
-        let (program, arguments) = command
+    /// Starts one.
+    pub fn spawn(start: VmmStart<'_>) -> io::Result<Self> {
+        let (program, arguments) = start
+            .command
             .split_first()
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no program is named"))?;
+        // The word of an earlier life is not that of this one.
+        let _ = std::fs::remove_file(start.exit_file);
         let output = OpenOptions::new()
             .create(true)
             .append(true)
             .mode(0o600)
-            .open(log)?;
+            .open(start.log)?;
         let mut prepared = Command::new(program);
         prepared
             .args(arguments)
-            .arg(spec)
+            .arg(start.spec)
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
-            .stderr(output)
+            .stderr(output);
+        if start.bond == Bond::DiesWithUs {
             // Ctrl-C in the terminal is for the supervisor, which then asks the guest.
-            .process_group(0);
+            prepared.process_group(0);
+        }
         // SAFETY: getpid(2) has no preconditions.
         let parent = unsafe { libc::getpid() };
-        let numbers: Vec<RawFd> = inherited.iter().map(AsRawFd::as_raw_fd).collect();
+        let numbers: Vec<RawFd> = start.inherited.iter().map(AsRawFd::as_raw_fd).collect();
+        let (procs, bond) = (start.procs, start.bond);
         let enter = move || {
-            enter_group(&procs, parent)?;
+            match bond {
+                Bond::DiesWithUs => die_with(parent)?,
+                Bond::OutlivesUs => own_session()?,
+            }
+            enter(&procs)?;
             numbers.iter().try_for_each(|fd| inherit(*fd))
         };
         // SAFETY: between fork and exec only system calls are made that are async-signal-safe, and
@@ -127,9 +175,11 @@ impl VmmProcess {
                     start_ticks: 0,
                 };
                 Ok(Self {
-                    child,
+                    child: Some(child),
                     pidfd,
                     id: ProcessId::of(pid).unwrap_or(unread),
+                    exit_file: start.exit_file.to_owned(),
+                    bond,
                 })
             }
             Err(error) => {
@@ -140,9 +190,33 @@ impl VmmProcess {
         }
     }
 
+    /// Takes over a vmm that another process has started; `None` when that very process has ended.
+    ///
+    /// # Errors
+    /// The process cannot be watched.
+    pub fn adopt(id: ProcessId, exit_file: &Path) -> io::Result<Option<Self>> {
+        let pidfd = match open_pidfd(id.pid) {
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
+            opened => opened?,
+        };
+        // Only now does the number stay the same process: looked at before, it might be another by now.
+        Ok(id.is_alive().then(|| Self {
+            child: None,
+            pidfd,
+            id,
+            exit_file: exit_file.to_owned(),
+            bond: Bond::OutlivesUs,
+        }))
+    }
+
     /// Which process it is.
     pub fn id(&self) -> ProcessId {
         self.id
+    }
+
+    /// A descriptor by which it can be watched.
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
     }
 
     /// Waits until it ends, `wake` becomes readable, or the time is over, whichever is first.
@@ -154,26 +228,73 @@ impl VmmProcess {
     ) -> io::Result<Option<VmmExit>> {
         let pidfd = self.pidfd.as_raw_fd();
         let wake_fd = wake.map_or(-1, |fd| fd.as_raw_fd());
-        wait_readable(&[pidfd, wake_fd], timeout)?;
-        Ok(self.child.try_wait()?.map(VmmExit::from_status))
+        let ready = wait_readable(&[pidfd, wake_fd], timeout)?;
+        match &mut self.child {
+            Some(child) => Ok(child.try_wait()?.map(VmmExit::from_status)),
+            None if ready.first() == Some(&true) => Ok(Some(self.last_word())),
+            None => Ok(None),
+        }
     }
 
     /// Kills it and waits for its end.
     pub fn kill(&mut self) -> io::Result<VmmExit> {
-        // Only fails when it has ended, and then the wait says how.
-        let _ = self.child.kill();
-        self.child.wait().map(VmmExit::from_status)
+        if let Some(child) = &mut self.child {
+            // Only fails when it has ended, and then the wait says how.
+            let _ = child.kill();
+            return child.wait().map(VmmExit::from_status);
+        }
+        // SAFETY: pidfd_send_signal(2) takes integers and a null pointer for "as kill(2) does it"; the
+        // descriptor is open. It only fails when the process has ended.
+        unsafe {
+            libc::syscall(
+                libc::SYS_pidfd_send_signal,
+                self.pidfd.as_raw_fd(),
+                libc::SIGKILL,
+                std::ptr::null::<libc::siginfo_t>(),
+                0,
+            )
+        };
+        let ready = wait_readable(&[self.pidfd.as_raw_fd()], Some(KILL_TIMEOUT))?;
+        match ready.first() {
+            Some(true) => Ok(self.last_word()),
+            _ => Err(io::ErrorKind::TimedOut.into()),
+        }
     }
+
+    /// What a process that was not our child says of its end.
+    fn last_word(&self) -> VmmExit {
+        exit_record(&self.exit_file, self.id.pid).map_or(VmmExit::Vanished, |record| {
+            VmmExit::from_code(record.status)
+        })
+    }
+}
+
+/// The exit record of a vmm, when that very process has left one.
+pub fn exit_record(file: &Path, pid: i32) -> Option<VmExitRecord> {
+    let bytes = std::fs::read(file).ok()?;
+    let record: VmExitRecord = serde_json::from_slice(&bytes).ok()?;
+    (record.pid == pid).then_some(record)
 }
 
 impl Drop for VmmProcess {
     fn drop(&mut self) {
-        let _ = self.kill();
+        if self.bond == Bond::DiesWithUs {
+            let _ = self.kill();
+        }
     }
 }
 
-/// In the child before exec: die with the parent, and enter the group.
-fn enter_group(procs: &File, parent: libc::pid_t) -> io::Result<()> {
+/// In the child before exec: a session of its own, which no terminal and no group's signal reaches.
+fn own_session() -> io::Result<()> {
+    // SAFETY: setsid(2) takes nothing; a child that was forked just now leads no group.
+    match unsafe { libc::setsid() } {
+        0.. => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// In the child before exec: die with the parent.
+fn die_with(parent: libc::pid_t) -> io::Result<()> {
     // SAFETY: prctl with PR_SET_PDEATHSIG takes an integer and touches no memory of ours.
     if unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } != 0 {
         return Err(io::Error::last_os_error());
@@ -183,7 +304,7 @@ fn enter_group(procs: &File, parent: libc::pid_t) -> io::Result<()> {
     if unsafe { libc::getppid() } != parent {
         return Err(io::Error::from_raw_os_error(libc::ESRCH));
     }
-    enter(procs)
+    Ok(())
 }
 
 /// In a child before exec: enters the group whose `cgroup.procs` is given.
@@ -239,9 +360,24 @@ mod tests {
 
     fn shell(temp: &Path, script: &str) -> VmmProcess {
         let command: Vec<OsString> = ["sh", "-c", script].map(OsString::from).into();
-        let procs = File::create(temp.join("procs")).unwrap();
-        let log = temp.join("log");
-        VmmProcess::spawn(&command, Path::new("spec"), procs, &log, &[]).unwrap()
+        spawn(temp, &command, &[], Bond::DiesWithUs).unwrap()
+    }
+
+    fn spawn(
+        temp: &Path,
+        command: &[OsString],
+        inherited: &[BorrowedFd<'_>],
+        bond: Bond,
+    ) -> io::Result<VmmProcess> {
+        VmmProcess::spawn(VmmStart {
+            command,
+            spec: Path::new("spec"),
+            procs: File::create(temp.join("procs")).unwrap(),
+            log: &temp.join("log"),
+            exit_file: &temp.join("exit.json"),
+            inherited,
+            bond,
+        })
     }
 
     fn ended(process: &mut VmmProcess) -> VmmExit {
@@ -309,11 +445,8 @@ mod tests {
             other.as_raw_fd()
         );
         let command: Vec<OsString> = ["sh", "-c", &script].map(OsString::from).into();
-        let procs = File::create(temp.path().join("procs")).unwrap();
-        let log = temp.path().join("log");
         let inherited = [given.as_fd()];
-        let mut process =
-            VmmProcess::spawn(&command, Path::new("spec"), procs, &log, &inherited).unwrap();
+        let mut process = spawn(temp.path(), &command, &inherited, Bond::DiesWithUs).unwrap();
         assert_eq!(ended(&mut process), VmmExit::PoweredOff);
         let word = fs::read_to_string(temp.path().join("given")).unwrap();
         assert_eq!(word, "word\n");
@@ -322,11 +455,53 @@ mod tests {
     #[test]
     fn a_program_that_does_not_exist_is_an_error() {
         let temp = tempfile::tempdir().unwrap();
-        let procs = File::create(temp.path().join("procs")).unwrap();
         let command = [OsString::from("/nonexistent/vmm")];
-        let log = temp.path().join("log");
-        assert!(VmmProcess::spawn(&command, Path::new("x"), procs, &log, &[]).is_err());
-        let procs = File::create(temp.path().join("procs")).unwrap();
-        assert!(VmmProcess::spawn(&[], Path::new("x"), procs, &log, &[]).is_err());
+        assert!(spawn(temp.path(), &command, &[], Bond::DiesWithUs).is_err());
+        assert!(spawn(temp.path(), &[], &[], Bond::DiesWithUs).is_err());
+    }
+
+    fn sleeper(temp: &Path, script: &str) -> VmmProcess {
+        let command: Vec<OsString> = ["sh", "-c", script].map(OsString::from).into();
+        spawn(temp, &command, &[], Bond::OutlivesUs).unwrap()
+    }
+
+    #[test]
+    fn one_that_outlives_us_leads_a_session_and_goes_on_when_it_is_left() {
+        let temp = tempfile::tempdir().unwrap();
+        let process = sleeper(temp.path(), "exec sleep 60");
+        let id = process.id();
+        // SAFETY: getsid(2) takes and gives integers.
+        assert_eq!(unsafe { libc::getsid(id.pid) }, id.pid);
+        drop(process);
+        assert!(id.is_alive());
+        let exit = temp.path().join("exit.json");
+        let mut adopted = VmmProcess::adopt(id, &exit).unwrap().unwrap();
+        assert_eq!(
+            adopted.wait(None, Some(Duration::from_millis(10))).unwrap(),
+            None
+        );
+        assert_eq!(adopted.kill().unwrap(), VmmExit::Vanished);
+        let other = ProcessId {
+            start_ticks: id.start_ticks + 1,
+            pid: std::process::id() as i32,
+        };
+        assert!(VmmProcess::adopt(other, &exit).unwrap().is_none());
+    }
+
+    #[test]
+    fn what_an_adopted_process_said_last_is_its_exit() {
+        let temp = tempfile::tempdir().unwrap();
+        let exit = temp.path().join("exit.json");
+        let script = format!(
+            "sleep 0.2; echo '{{\"pid\":'$$',\"status\":65,\"reason\":\"x\"}}' >{}; exit 65",
+            exit.display()
+        );
+        let process = sleeper(temp.path(), &script);
+        let id = process.id();
+        let mut adopted = VmmProcess::adopt(id, &exit).unwrap().unwrap();
+        assert_eq!(ended(&mut adopted), VmmExit::TripleFault);
+        // The word of another process is not taken for it.
+        assert!(exit_record(&exit, id.pid + 1).is_none());
+        drop(process);
     }
 }

@@ -13,6 +13,7 @@ use crate::units::{Bounds, Bytes, UnitError};
 /// Bounds of the limit of each of an instance's disks, or of each direction of its network
 /// interfaces. At least one of the two is there; what is not is no matter of rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct RateBounds {
     /// Bytes a second, at least 1.

@@ -6,12 +6,12 @@
 
 use std::collections::BTreeSet;
 
-use super::rule::{REVERSALS, REVERSALS_ALLOWED, level_text, time_text};
+use super::rule::{REVERSALS, REVERSALS_ALLOWED, WEIGHTS, level_text, time_text};
 use super::step::MEMORY_STEP;
 use super::{
-    Action, Amount, Comparison, Device, MAX_DATAPOINTS, MAX_PERIOD_MS, MAX_WAIT_MS, MIN_PERIOD_MS,
-    Metric, MetricUnit, Missing, POLICY_VERSION, Policy, PolicyError, Resource, Rule, Sources,
-    Window, oscillation,
+    Action, Amount, Comparison, Device, MAX_DATAPOINTS, MAX_PERIOD_MS, MAX_WAIT_MS, MAX_WEIGHT,
+    MIN_PERIOD_MS, Metric, MetricUnit, Missing, POLICY_VERSION, Policy, PolicyError, Resource,
+    Rule, Sources, Window, oscillation,
 };
 use crate::units::{Bounds, Cpus};
 
@@ -90,6 +90,10 @@ impl Policy {
                 let allowed = format!("a time from {} to {}", time_text(min), time_text(max));
                 return Err(bad(field, time_text(ms), allowed));
             }
+        }
+        if !WEIGHTS.contains(&self.weight) {
+            let allowed = format!("a whole number from 1 to {MAX_WEIGHT}");
+            return Err(bad("weight", self.weight.to_string(), allowed));
         }
         if !REVERSALS.contains(&self.reversals_per_hour) {
             let value = self.reversals_per_hour.to_string();

@@ -49,6 +49,8 @@ pub struct PolicyFile {
     shrink_window: Option<String>,
     reversals_per_hour: Option<u32>,
     mode: Option<String>,
+    restart: Option<String>,
+    weight: Option<u32>,
     threshold: Vec<FileThreshold>,
     target: Vec<FileTarget>,
 }
@@ -249,6 +251,8 @@ impl PolicyFile {
             ("shrink_window", self.shrink_window),
             ("reversals_per_hour", count),
             ("mode", self.mode),
+            ("restart", self.restart),
+            ("weight", self.weight.map(|weight| weight.to_string())),
         ];
         for (name, value) in settings {
             if let Some(value) = value {

@@ -20,6 +20,7 @@ use crate::units::{Bytes, Cpus};
 
 /// What rules resize. Resources are decided apart from each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Resource {
     /// CPUs: vCPUs online and the quota on them.

@@ -23,8 +23,9 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{
-    Action, Amount, Comparison, MAX_DATAPOINTS, MAX_PERIOD_MS, MAX_WAIT_MS, MIN_PERIOD_MS, Metric,
-    MetricUnit, Missing, Mode, Policy, PolicyError, Resource, Rule, Target, Threshold, Window,
+    Action, Amount, Comparison, MAX_DATAPOINTS, MAX_PERIOD_MS, MAX_WAIT_MS, MAX_WEIGHT,
+    MIN_PERIOD_MS, Metric, MetricUnit, Missing, Mode, Policy, PolicyError, Resource, Restart, Rule,
+    Target, Threshold, Window,
 };
 use crate::units::{Bytes, Cpus};
 
@@ -52,6 +53,10 @@ pub enum Setting {
     ReversalsPerHour(u32),
     /// See [`Policy::mode`].
     Mode(Mode),
+    /// See [`Policy::restart`].
+    Restart(Restart),
+    /// See [`Policy::weight`].
+    Weight(u32),
 }
 
 impl Setting {
@@ -75,6 +80,17 @@ impl Setting {
                 "recommend" => Ok(Self::Mode(Mode::Recommend)),
                 _ => Err(bad("write act or recommend".into())),
             },
+            "restart" => match value {
+                "never" => Ok(Self::Restart(Restart::Never)),
+                "on-failure" => Ok(Self::Restart(Restart::OnFailure)),
+                _ => Err(bad("write never or on-failure".into())),
+            },
+            "weight" => {
+                let weight = value.parse().ok().filter(|weight| WEIGHTS.contains(weight));
+                weight
+                    .map(Self::Weight)
+                    .ok_or_else(|| bad(format!("a whole number from 1 to {MAX_WEIGHT}")))
+            }
             "reversals_per_hour" => {
                 let count = value.parse().ok().filter(|count| REVERSALS.contains(count));
                 count
@@ -85,7 +101,7 @@ impl Setting {
                 field: name.to_owned(),
                 value: value.to_owned(),
                 allowed: "settings are period, missing, manual_hold, shrink_window, \
-                          reversals_per_hour, mode"
+                          reversals_per_hour, mode, restart, weight"
                     .into(),
             }),
         }
@@ -100,6 +116,8 @@ impl Setting {
             Self::ShrinkWindow(ms) => policy.shrink_window_ms = ms,
             Self::ReversalsPerHour(count) => policy.reversals_per_hour = count,
             Self::Mode(mode) => policy.mode = mode,
+            Self::Restart(restart) => policy.restart = restart,
+            Self::Weight(weight) => policy.weight = weight,
         }
     }
 }
@@ -108,6 +126,9 @@ impl Setting {
 pub(super) const REVERSALS: std::ops::RangeInclusive<u32> = 2..=1000;
 pub(super) const REVERSALS_ALLOWED: &str =
     "a whole number from 2 (down and up again) to 1000 changes of direction an hour";
+
+/// Weights that make sense.
+pub(super) const WEIGHTS: std::ops::RangeInclusive<u32> = 1..=MAX_WEIGHT;
 
 /// A part of a rule that is wrong; the rule's text is added by the caller.
 struct Wrong {

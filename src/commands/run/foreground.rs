@@ -30,16 +30,21 @@ pub fn run(spec: LaunchSpec, with_console: bool) -> anyhow::Result<i32> {
     let console = show_console(instance.paths().clone(), with_console, Arc::clone(&ended))?;
     let ending = instance.supervise();
     ended.store(true, Ordering::SeqCst);
-    if let Ok(Err(error)) = console.join()
-        && !error.is::<output::OutputClosed>()
-    {
-        eprintln!("concertina: {}", crate::failure::sentence(error.as_ref()));
-    }
+    report_console(console);
     terminal::discard_typed();
     if ending.status != 0 {
         eprintln!("concertina: {}", ending.reason);
     }
     Ok(ending.status)
+}
+
+/// Waits until all of the console was shown, and says what went wrong with it.
+pub fn report_console(console: JoinHandle<anyhow::Result<()>>) {
+    if let Ok(Err(error)) = console.join()
+        && !error.is::<output::OutputClosed>()
+    {
+        eprintln!("concertina: {}", crate::failure::sentence(error.as_ref()));
+    }
 }
 
 /// From here on the first signal that asks for an end lets the guest power off, a second one ends
@@ -66,7 +71,7 @@ pub fn stop_on_signals(instance: &Instance) -> anyhow::Result<()> {
 }
 
 /// Shows the console on a thread of its own, until `ended` is set and everything was printed.
-fn show_console(
+pub fn show_console(
     paths: InstancePaths,
     with_console: bool,
     ended: Arc<AtomicBool>,

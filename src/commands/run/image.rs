@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use concertina_agent::launch::{self, BootSource};
+use concertina_agent::launch::{self, BootImage, BootSource};
 use concertina_api::disk::DiskSpec;
 use concertina_guest::image::disk;
 use concertina_guest::image::seed::{self, SeedSpec};
@@ -61,17 +61,25 @@ pub fn boot_image(image: &Path, cache_dir: Option<&Path>) -> anyhow::Result<Imag
 
 /// The same again whenever the guest restarts.
 pub fn boot_source(image: &Path, cache_dir: Option<&Path>) -> anyhow::Result<BootSource> {
-    // The supervisor may work in another folder.
-    let image = std::path::absolute(image)?;
-    let cache = cache::folder(cache_dir)?;
-    Ok(BootSource::new(move || {
+    Ok(source_of(BootImage {
+        // The supervisor may work in another folder.
+        image: std::path::absolute(image)?,
+        cache: cache::folder(cache_dir)?,
+    }))
+}
+
+/// Finds the kernel of an image again and again.
+pub fn source_of(boot: BootImage) -> BootSource {
+    let BootImage { image, cache } = boot.clone();
+    let source = BootSource::new(move || {
         let found = disk::inspect(&image).map_err(|error| error.to_string())?;
         let extracted = disk::extract(&found, &cache).map_err(|error| error.to_string())?;
         Ok(launch::BootFiles {
             kernel: extracted.kernel,
             initrd: extracted.initrd,
         })
-    }))
+    });
+    source.of_image(boot)
 }
 
 /// The seed disk of cloud-init, where there is anything to tell it.

@@ -1,9 +1,14 @@
 //! The host's own numbers, and its capacity book.
 
 use std::fs;
+use std::path::PathBuf;
 
+use concertina_agent::client;
+use concertina_agent::host::HostRecord;
 use concertina_agent::ledger::Account;
+use concertina_agent::state_dir::StateDir;
 use concertina_api::Bytes;
+use concertina_api::host::AxisAccount;
 
 use crate::meminfo;
 
@@ -35,13 +40,38 @@ pub trait CapacityBook: Send {
     fn accounts(&mut self) -> Option<Accounts>;
 }
 
-/// Each instance decides for itself, as `concertina run` alone does: there is no book.
-#[derive(Debug, Clone, Copy)]
-pub struct NoHostAgent;
+/// The agent that owns the instances of a state folder, where there is one: without it each instance
+/// decides for itself, and there is no book.
+#[derive(Debug, Clone)]
+pub struct AgentBook {
+    state_dir: PathBuf,
+}
 
-impl CapacityBook for NoHostAgent {
+impl AgentBook {
+    /// Of the agent of this folder; it may come and go.
+    pub fn new(state: &StateDir) -> Self {
+        Self {
+            state_dir: state.root().to_owned(),
+        }
+    }
+}
+
+impl CapacityBook for AgentBook {
     fn accounts(&mut self) -> Option<Accounts> {
-        None
+        let agent = HostRecord::find(&self.state_dir)?;
+        let host = client::host(&agent.socket).ok()?;
+        let account = |axis: AxisAccount| Account {
+            limit: axis.limit,
+            held: axis.held,
+            actual: axis.actual,
+            guaranteed: axis.guaranteed,
+            awaited: axis.awaited,
+            instances: usize::try_from(host.instances).unwrap_or(usize::MAX),
+        };
+        Some(Accounts {
+            cpus: account(host.cpus),
+            memory: account(host.memory),
+        })
     }
 }
 

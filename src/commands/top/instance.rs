@@ -294,6 +294,10 @@ pub fn event_word(kind: &EventKind) -> &str {
         EventKind::GuestMemoryShort { .. } => "short",
         EventKind::DiskError { .. } => "disk",
         EventKind::NetDown { .. } => "net",
+        EventKind::PolicyReplaced { .. } => "policy",
+        EventKind::Adopted { .. } => "adopted",
+        EventKind::Recovered { .. } => "mended",
+        EventKind::Restarting { .. } => "restart",
         EventKind::Rebooted => "rebooted",
         EventKind::Ended { .. } => "ended",
     }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -116,8 +117,13 @@ impl Launch {
     /// Launches it detached. Its guest has begun to run, and need not be up yet.
     #[track_caller]
     pub fn start(self) -> Instance {
+        self.start_in(Arc::new(state_dir()))
+    }
+
+    /// Launches it detached in a state folder that it shares, and that an agent may own.
+    #[track_caller]
+    pub fn start_in(self, state: Arc<tempfile::TempDir>) -> Instance {
         let shared = Shared::take();
-        let state = state_dir();
         let mut line = self.line(state.path());
         line.push("--detach".to_owned());
         let line: Vec<&str> = line.iter().map(String::as_str).collect();
@@ -138,7 +144,7 @@ impl Launch {
     }
 }
 
-fn state_dir() -> tempfile::TempDir {
+pub(super) fn state_dir() -> tempfile::TempDir {
     tempfile::Builder::new()
         .prefix("concertina-e2e-")
         .tempdir()
@@ -149,7 +155,7 @@ fn state_dir() -> tempfile::TempDir {
 #[derive(Debug)]
 pub struct Instance {
     name: String,
-    state: tempfile::TempDir,
+    state: Arc<tempfile::TempDir>,
     _shared: Shared,
 }
 
@@ -159,7 +165,7 @@ impl Instance {
         &self.name
     }
 
-    /// The state folder, which it has for itself.
+    /// The state folder, which it has for itself unless it was launched in another one's.
     pub fn state_dir(&self) -> &Path {
         self.state.path()
     }

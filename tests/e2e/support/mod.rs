@@ -5,6 +5,7 @@
 //! fields are what users' programs rely on. Whatever is claimed by the command is checked against
 //! the guest (through [`Shell`]) or the host (through [`proc`]).
 
+mod agent;
 mod command;
 mod host;
 mod instance;
@@ -13,6 +14,7 @@ mod shell;
 mod turn;
 mod uplink;
 
+pub use agent::Agent;
 pub use command::{Finished, concertina, concertina_as, concertina_with};
 pub use host::{GuestFiles, Image, Series, guest, images, require_host};
 pub use instance::{Instance, Launch};

@@ -1,0 +1,857 @@
+//! Ledger and journal of a host as one thing: what is promised is in the ledger and, before anything is
+//! done for it, in the journal.
+//!
+//! ```text
+//! growth   ledger.reserve ─► journal: intent (fsync) ─► … act … ─► ledger.commit ─► journal: outcome
+//!             └ no room: waits        └ cannot be written: given back, refused
+//! shrink   ledger.begin_shrink ─► journal: intent ─► … act … ─► ledger.commit ─► … ─► who waits
+//! ```
+//! The ledger's lock is never held while the disk is waited for. An outcome that cannot be written (the
+//! disk is full) is kept and written before the next intent: nothing is begun on top of it.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use concertina_api::instance::InstanceSize;
+use concertina_api::policy::Axis;
+use concertina_api::vm::Outcome;
+use concertina_api::{Bytes, Cpus};
+
+use crate::clock::Moment;
+use crate::fault;
+use crate::journal::{
+    Action, Conclusion, Durability, HostBook, Intent, IntentId, JournalError, Record, SharedJournal,
+};
+use crate::ledger::{
+    Account, Claim, DonationPlan, Holding, Ledger, LedgerError, Limits, Need, StuckAxes,
+};
+use crate::policy::Size;
+use crate::resize::Order;
+use crate::resize::books::{Done, Step};
+use crate::resize::capacity::HostMemory;
+use crate::sentence;
+
+/// The books of one host.
+#[derive(Debug)]
+pub struct HostBooks {
+    journal: SharedJournal,
+    state: Mutex<State>,
+    /// There may be room for somebody who waits.
+    changed: Condvar,
+    memory: HostMemory,
+}
+
+#[derive(Debug)]
+struct State {
+    ledger: Ledger,
+    /// What those wait for who are on the ledger's list.
+    waits: BTreeMap<(String, Axis), Order>,
+    needs: BTreeMap<(Axis, String), Need>,
+    /// Records that could not be written yet, oldest first.
+    unwritten: Vec<Record>,
+    /// Something has changed since the steward looked last.
+    news: bool,
+    closed: bool,
+}
+
+/// Somebody who waited, and shall have it.
+#[derive(Debug)]
+pub struct Grant {
+    /// Name of the instance.
+    pub instance: String,
+    /// What it shall do.
+    pub order: Order,
+}
+
+impl HostBooks {
+    /// Of a journal that was opened, on a host with these limits.
+    pub fn new(journal: SharedJournal, limits: Limits) -> Self {
+        let holdings = journal.with(|journal| journal.book().holdings());
+        Self {
+            journal,
+            state: Mutex::new(State {
+                ledger: Ledger::rebuild(limits, holdings),
+                waits: BTreeMap::new(),
+                needs: BTreeMap::new(),
+                unwritten: Vec::new(),
+                news: false,
+                closed: false,
+            }),
+            changed: Condvar::new(),
+            memory: HostMemory::new(Path::new("/proc/meminfo")),
+        }
+    }
+
+    /// The host has other limits.
+    pub fn set_limits(&self, limits: Limits) {
+        let mut state = self.state();
+        state.ledger.set_limits(limits);
+        self.tell(&mut state);
+    }
+
+    /// How an axis stands.
+    pub fn account(&self, axis: Axis) -> Account {
+        self.state().ledger.account(axis)
+    }
+
+    /// What the ledger says of each instance, and who waits.
+    pub fn look<T>(&self, look: impl FnOnce(&Ledger) -> T) -> T {
+        look(&self.state().ledger)
+    }
+
+    /// What the journal adds up to.
+    pub fn book<T>(&self, look: impl FnOnce(&HostBook) -> T) -> T {
+        self.journal.with(|journal| look(journal.book()))
+    }
+
+    /// Why nothing can be begun at the moment; `None`: the journal can be written.
+    pub fn trouble(&self) -> Option<String> {
+        self.write_the_unwritten().err().map(|error| {
+            let why = sentence(&error);
+            format!("The journal cannot be written, and nothing is begun until it can: {why}")
+        })
+    }
+
+    /// Admits an instance: its lower bounds are its own, and the launch is written down.
+    ///
+    /// # Errors
+    /// A sentence: there is no room for its lower bounds, or the journal cannot be written.
+    pub fn admit(&self, name: &str, claim: Claim) -> Result<IntentId, String> {
+        let admitted = self.state().ledger.admit(name, claim);
+        admitted.map_err(|error| error.to_string())?;
+        let room = self.memory.has_room(claim.bounds.memory.min);
+        let begun = room.and_then(|()| self.begin(name, Action::Launch { claim }, None));
+        if begun.is_err() {
+            self.state().ledger.forget(name);
+        }
+        begun
+    }
+
+    /// Enters an instance that is there: a fact, whatever room there is.
+    ///
+    /// # Errors
+    /// A sentence: it cannot be written down.
+    pub fn enter(&self, name: &str, claim: Claim) -> Result<IntentId, String> {
+        let floor = Size {
+            cpus: claim.bounds.cpus.min,
+            memory: claim.bounds.memory.min,
+        };
+        self.state().ledger.enter(Holding {
+            name: name.to_owned(),
+            claim,
+            actual: floor,
+            reserved: floor,
+            stuck: StuckAxes::default(),
+        });
+        self.begin(name, Action::Launch { claim }, None)
+    }
+
+    /// Nothing of an axis is under way: the instance has this, and nothing more is reserved for it.
+    pub fn settle(&self, name: &str, axis: Axis, size: Size) {
+        let mut state = self.state();
+        let _ = state.ledger.commit(name, axis, size.of(axis));
+        self.tell(&mut state);
+    }
+
+    /// A launch has ended: with a guest that runs, or with nothing.
+    pub fn launched(&self, name: &str, intent: IntentId, ended: Result<Size, &str>) {
+        let (outcome, after, reason) = match ended {
+            Ok(size) => {
+                let mut state = self.state();
+                for axis in Axis::ALL {
+                    // Known since it was admitted.
+                    let _ = state.ledger.commit(name, axis, size.of(axis));
+                }
+                (Outcome::Applied, whole(size), None)
+            }
+            Err(why) => {
+                self.forget(name);
+                let nothing = InstanceSize::default();
+                (Outcome::RolledBack, nothing, Some(why.to_owned()))
+            }
+        };
+        self.write(Record::Outcome(Conclusion {
+            id: intent,
+            outcome,
+            after,
+            reason,
+            at: Moment::now(),
+        }));
+    }
+
+    /// Writes down that an instance shall end, once.
+    ///
+    /// # Errors
+    /// A sentence: it cannot be written down.
+    pub fn stopping(&self, name: &str) -> Result<(), String> {
+        let is_stopping = self.book(|book| {
+            let mut open = book.open_of(name);
+            open.any(|intent| intent.action == Action::Stop)
+        });
+        if is_stopping {
+            return Ok(());
+        }
+        self.begin(name, Action::Stop, None).map(|_| ())
+    }
+
+    /// An instance has ended, and holds nothing any more.
+    pub fn ended(&self, name: &str, reason: &str) {
+        self.forget(name);
+        // What is unwritten of it comes first, or its end would not fit.
+        let _ = self.write_the_unwritten();
+        let records = self.book(|book| book.records_of_end(name, reason, &Moment::now()));
+        records.into_iter().for_each(|record| self.write(record));
+    }
+
+    /// An instance has another claim.
+    ///
+    /// # Errors
+    /// A sentence: there is no room for its higher lower bound, or it cannot be written down.
+    pub fn set_claim(&self, name: &str, claim: Claim) -> Result<(), String> {
+        let before = self.book(|book| book.instances().get(name).cloned());
+        let Some(mut book) = before else {
+            return Err(format!("Instance {name} is not in the journal"));
+        };
+        let was = book.claim;
+        let set = self.state().ledger.set_claim(name, claim);
+        set.map_err(|error| error.to_string())?;
+        book.claim = claim;
+        let record = Record::Instance {
+            instance: name.to_owned(),
+            book: Box::new(book),
+        };
+        let written = self.append(record, Durability::Synced);
+        if written.is_err() {
+            // It was so a moment ago: there is room for it.
+            let _ = self.state().ledger.set_claim(name, was);
+        }
+        written
+    }
+
+    /// A change of one axis: growth is reserved, and the intent written down.
+    ///
+    /// # Errors
+    /// A sentence. Growth for which there is no room waits from here on, and the sentence says so.
+    pub fn begin_change(&self, name: &str, step: &Step<'_>) -> Result<IntentId, String> {
+        let (axis, order) = (step.axis, step.order);
+        if let Some(intent) = order.resumes {
+            // The ledger holds what it reserved since it was built from the journal.
+            if step.target < step.before {
+                let _ = self.state().ledger.begin_shrink(name, axis, step.target);
+            }
+            return Ok(intent);
+        }
+        if let Some(trouble) = self.trouble() {
+            return Err(trouble);
+        }
+        if step.target > step.before {
+            self.reserve(name, step)?;
+        } else {
+            let mut state = self.state();
+            state.forget_wait(name, axis);
+            // Refused where the book has less than there is: then it is a correction of the book.
+            let _ = state.ledger.begin_shrink(name, axis, step.target);
+        }
+        fault::point("reserved");
+        let action = Action::Resize {
+            before: size_of(axis, step.before),
+            target: size_of(axis, step.target),
+            cause: order.cause.text(),
+            policy_version: order.policy_version,
+        };
+        let begun = self.begin(name, action, order.key.clone());
+        if begun.is_err() {
+            let mut state = self.state();
+            let _ = state.ledger.commit(name, axis, step.before);
+            self.tell(&mut state);
+        }
+        fault::point("intent");
+        begun
+    }
+
+    fn reserve(&self, name: &str, step: &Step<'_>) -> Result<(), String> {
+        let axis = step.axis;
+        if axis == Axis::Memory {
+            self.memory.has_room(Bytes(step.target - step.before))?;
+        }
+        let mut state = self.state();
+        let refused = match state.ledger.reserve(name, axis, step.target) {
+            Ok(()) => {
+                state.waits.remove(&(name.to_owned(), axis));
+                return Ok(());
+            }
+            Err(refused) => refused,
+        };
+        if !matches!(refused, LedgerError::Short(_) | LedgerError::Unfair { .. }) {
+            return Err(refused.to_string());
+        }
+        let now_ms = Moment::now().monotonic_ms;
+        let ledger = &mut state.ledger;
+        if let Err(never) = ledger.wait_for(name, axis, step.target, now_ms, &refused) {
+            state.forget_wait(name, axis);
+            return Err(never.to_string());
+        }
+        let mut order = Order::of_axis(
+            axis,
+            step.target,
+            step.order.timeout,
+            step.order.cause.clone(),
+        )
+        .by_policy(step.order.policy_version);
+        order.samples.clone_from(&step.order.samples);
+        state.waits.insert((name.to_owned(), axis), order);
+        self.tell(&mut state);
+        Err(format!(
+            "{refused}; it waits, and is carried out when there is room"
+        ))
+    }
+
+    /// A change of one axis has ended: this is what the instance has.
+    pub fn end_change(&self, name: &str, intent: IntentId, done: &Done<'_>) {
+        fault::point("acted");
+        let axis = done.axis;
+        let stuck = {
+            let mut state = self.state();
+            let _ = state.ledger.commit(name, axis, done.after);
+            self.tell(&mut state);
+            state.judge_stuck(name, done)
+        };
+        self.write(Record::Outcome(Conclusion {
+            id: intent,
+            outcome: done.outcome,
+            after: size_of(axis, done.after),
+            reason: done.reason.map(str::to_owned),
+            at: Moment::now(),
+        }));
+        if let Some(stuck) = stuck {
+            self.write(Record::Stuck {
+                instance: name.to_owned(),
+                axis,
+                stuck,
+            });
+        }
+        fault::point("outcome");
+    }
+
+    /// Gives an intent that is still open its end: it was not taken up again.
+    pub fn close(&self, intent: IntentId, size: Size, reason: &str) {
+        let open = self.book(|book| book.open().find(|open| open.id == intent).cloned());
+        let Some(open) = open else {
+            return;
+        };
+        let mut after = whole(size);
+        for axis in Axis::ALL.into_iter().filter(|axis| !open.changes(*axis)) {
+            match axis {
+                Axis::Cpus => after.cpus = None,
+                Axis::Memory => after.memory = None,
+            }
+        }
+        {
+            let mut state = self.state();
+            for axis in Axis::ALL.into_iter().filter(|axis| open.changes(*axis)) {
+                let _ = state.ledger.commit(&open.instance, axis, size.of(axis));
+            }
+            self.tell(&mut state);
+        }
+        self.write(Record::Outcome(Conclusion {
+            id: intent,
+            outcome: Outcome::RolledBack,
+            after,
+            reason: Some(reason.to_owned()),
+            at: Moment::now(),
+        }));
+    }
+
+    /// An instance has this size, and nobody asked for it. Axes that are being changed are left to
+    /// that change.
+    pub fn seen(&self, name: &str, size: Size) {
+        let (known, changing) = self.book(|book| {
+            let changing = Axis::ALL.map(|axis| {
+                let of_axis = |intent: &Intent| {
+                    matches!(intent.action, Action::Resize { .. }) && intent.changes(axis)
+                };
+                (axis, book.open_of(name).any(of_axis))
+            });
+            (book.instances().get(name).map(|book| book.size), changing)
+        });
+        let Some(known) = known else {
+            return;
+        };
+        {
+            let mut state = self.state();
+            for (axis, is_changing) in changing {
+                let ledger = &mut state.ledger;
+                let _ = if is_changing {
+                    ledger.seen(name, axis, size.of(axis))
+                } else {
+                    ledger.commit(name, axis, size.of(axis))
+                };
+            }
+            self.tell(&mut state);
+        }
+        if known != size {
+            self.write(Record::Seen {
+                instance: name.to_owned(),
+                size,
+            });
+        }
+    }
+
+    /// What an instance needs of an axis; `None`: unknown, and then it gives nothing.
+    pub fn need(&self, name: &str, axis: Axis, need: Option<Need>) {
+        let mut state = self.state();
+        match need {
+            Some(need) => state.needs.insert((axis, name.to_owned()), need),
+            None => state.needs.remove(&(axis, name.to_owned())),
+        };
+    }
+
+    /// The rules of an instance do not want an axis to grow: what waits for them, waits no longer.
+    pub fn content(&self, name: &str, axis: Axis) {
+        let mut state = self.state();
+        if state.ledger.waiting().is_empty() {
+            return;
+        }
+        let by_rules = |order: &Order| !order.is_manual();
+        if state
+            .waits
+            .get(&(name.to_owned(), axis))
+            .is_some_and(by_rules)
+        {
+            state.forget_wait(name, axis);
+        }
+    }
+
+    /// The size that an instance waits for.
+    pub fn awaited(&self, name: &str, axis: Axis) -> Option<u64> {
+        let state = self.state();
+        let mut waiting = state.ledger.waiting().iter();
+        let wait = waiting.find(|wait| wait.instance == name && wait.axis == axis)?;
+        Some(wait.target)
+    }
+
+    /// Writes a record that promises nothing to anybody; one that cannot be written is kept.
+    pub fn write(&self, record: Record) {
+        if self.write_the_unwritten().is_err() {
+            return self.state().keep(record);
+        }
+        match self.journal.append(record.clone(), Durability::Written) {
+            // What contradicts the book would do so again.
+            Ok(()) | Err(JournalError::Misfit(_) | JournalError::TooLarge(_)) => {}
+            Err(error) => {
+                eprintln!("concertina: {}", sentence(&error));
+                self.state().keep(record);
+            }
+        }
+    }
+
+    /// Waits until somebody may be served, at most so long; `false`: the agent is ending.
+    pub fn wait(&self, time: Duration) -> bool {
+        let mut state = self.state();
+        if !state.news && !state.closed {
+            let waited = self.changed.wait_timeout(state, time);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        state.news = false;
+        !state.closed
+    }
+
+    /// Ends [`Self::wait`].
+    pub fn end(&self) {
+        self.state().closed = true;
+        self.changed.notify_all();
+    }
+
+    /// Gives to those who wait, in order, as far as there is room. What is granted is reserved.
+    pub fn serve(&self) -> Vec<Grant> {
+        let mut state = self.state();
+        let served = state.ledger.serve();
+        let now_ms = Moment::now().monotonic_ms;
+        let grant = |served: crate::ledger::Served| {
+            let (name, axis) = (served.wait.instance, served.wait.axis);
+            let key = (name.clone(), axis);
+            let whole = served.granted >= served.wait.target;
+            let order = match state.waits.get(&key) {
+                Some(order) => order.clone(),
+                None => {
+                    let _ = state.ledger.abort(&name, axis);
+                    return None;
+                }
+            };
+            if whole {
+                state.waits.remove(&key);
+            }
+            let waited_s = now_ms.saturating_sub(served.wait.since_ms) as f64 / 1000.0;
+            let of_axis = Order::of_axis(axis, served.granted, order.timeout, order.cause.clone());
+            Some(Grant {
+                instance: name,
+                order: Order {
+                    note: Some(format!("waited {waited_s:.1} s for room on the host")),
+                    samples: order.samples,
+                    policy_version: order.policy_version,
+                    ..of_axis
+                },
+            })
+        };
+        served.into_iter().filter_map(grant).collect()
+    }
+
+    /// A grant cannot be used: what was reserved for it is given back.
+    pub fn give_back(&self, grant: &Grant) {
+        let mut state = self.state();
+        for (axis, wanted) in [
+            (Axis::Cpus, grant.order.cpus.is_some()),
+            (Axis::Memory, grant.order.memory.is_some()),
+        ] {
+            if wanted {
+                let _ = state.ledger.abort(&grant.instance, axis);
+            }
+        }
+        self.tell(&mut state);
+    }
+
+    /// Who shall shrink for those who wait, and for a launch that wants `launch` of the axis.
+    pub fn donations(&self, axis: Axis, launch: u64) -> DonationPlan {
+        let state = self.state();
+        let wanted = launch > 0 || state.ledger.waiting().iter().any(|wait| wait.axis == axis);
+        if !wanted {
+            return DonationPlan::default();
+        }
+        let needs = state.needs.iter();
+        let needs = needs
+            .filter(|((of, _), _)| *of == axis)
+            .map(|((_, name), need)| (name.clone(), *need))
+            .collect();
+        state.ledger.donations(axis, &needs, launch)
+    }
+
+    fn begin(&self, name: &str, action: Action, key: Option<String>) -> Result<IntentId, String> {
+        let intent = Intent {
+            id: IntentId::NEXT,
+            instance: name.to_owned(),
+            action,
+            key,
+            at: Moment::now(),
+        };
+        self.write_the_unwritten()
+            .and_then(|()| self.journal.begin(intent))
+            .map_err(|error| {
+                let why = sentence(&error);
+                format!("Nothing is begun that cannot be written down: {why}")
+            })
+    }
+
+    fn append(&self, record: Record, durability: Durability) -> Result<(), String> {
+        self.write_the_unwritten()
+            .and_then(|()| self.journal.append(record, durability))
+            .map_err(|error| sentence(&error))
+    }
+
+    fn write_the_unwritten(&self) -> Result<(), JournalError> {
+        loop {
+            let Some(record) = self.state().unwritten.first().cloned() else {
+                return Ok(());
+            };
+            match self.journal.append(record.clone(), Durability::Written) {
+                Ok(()) | Err(JournalError::Misfit(_) | JournalError::TooLarge(_)) => {}
+                Err(error) => return Err(error),
+            }
+            let mut state = self.state();
+            // Another thread may have been faster; the same record fits only once.
+            if state.unwritten.first() == Some(&record) {
+                state.unwritten.remove(0);
+            }
+        }
+    }
+
+    fn forget(&self, name: &str) {
+        let mut state = self.state();
+        state.ledger.forget(name);
+        state.waits.retain(|(waiting, _), _| waiting != name);
+        state.needs.retain(|(_, needing), _| needing != name);
+        self.tell(&mut state);
+    }
+
+    fn tell(&self, state: &mut State) {
+        state.news = true;
+        self.changed.notify_all();
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn forget_wait(&mut self, name: &str, axis: Axis) {
+        self.ledger.withdraw(name, axis);
+        self.waits.remove(&(name.to_owned(), axis));
+    }
+
+    /// Keeps a record for later. Of what is remembered of a policy or a size only the last counts.
+    fn keep(&mut self, record: Record) {
+        let replaces = |old: &Record| match (old, &record) {
+            (Record::Policy { instance: a, .. }, Record::Policy { instance: b, .. })
+            | (Record::Usage { instance: a, .. }, Record::Usage { instance: b, .. })
+            | (Record::Seen { instance: a, .. }, Record::Seen { instance: b, .. }) => a == b,
+            _ => false,
+        };
+        self.unwritten.retain(|old| !replaces(old));
+        self.unwritten.push(record);
+    }
+
+    /// A guest that gives nothing in all the time that it had does not cooperate; one that gives
+    /// something does. Says what has changed.
+    fn judge_stuck(&mut self, name: &str, done: &Done<'_>) -> Option<bool> {
+        if done.target >= done.before {
+            return None;
+        }
+        let stuck = match done.outcome {
+            Outcome::TimedOut if done.after >= done.before => true,
+            Outcome::Applied | Outcome::Partial => false,
+            // It had a reason: it needs what it has, or its hooks say so.
+            _ => return None,
+        };
+        let mut holdings = self.ledger.holdings();
+        let was = holdings
+            .find(|holding| holding.name == name)?
+            .stuck
+            .is(done.axis);
+        drop(holdings);
+        if was == stuck {
+            return None;
+        }
+        let _ = self.ledger.set_stuck(name, done.axis, stuck);
+        Some(stuck)
+    }
+}
+
+/// One axis of a size.
+fn size_of(axis: Axis, value: u64) -> InstanceSize {
+    match axis {
+        Axis::Cpus => InstanceSize {
+            cpus: Some(Cpus(u32::try_from(value).unwrap_or(u32::MAX))),
+            ..InstanceSize::default()
+        },
+        Axis::Memory => InstanceSize {
+            memory: Some(Bytes(value)),
+            ..InstanceSize::default()
+        },
+    }
+}
+
+/// Both axes.
+fn whole(size: Size) -> InstanceSize {
+    InstanceSize {
+        cpus: Some(size.cpus),
+        memory: Some(size.memory),
+        ..InstanceSize::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::crashes::MemoryDisk;
+    use crate::resize::Cause;
+    use concertina_api::policy::PolicyBounds;
+
+    fn claim() -> Claim {
+        Claim {
+            bounds: PolicyBounds {
+                cpus: "1..4".parse().unwrap(),
+                memory: "256M..1G".parse().unwrap(),
+            },
+            weight: 100,
+        }
+    }
+
+    fn limits(memory_mib: u64) -> Limits {
+        Limits::exact(Size {
+            cpus: Cpus::whole(8),
+            memory: Bytes::mib(memory_mib),
+        })
+    }
+
+    /// Books on a disk in memory, with instances of 256 MiB that run.
+    fn books(names: &[&str], memory_mib: u64) -> (MemoryDisk, HostBooks) {
+        let disk = MemoryDisk::default();
+        let journal = SharedJournal::new(disk.journal());
+        let books = HostBooks::new(journal, limits(memory_mib));
+        for name in names {
+            let intent = books.admit(name, claim()).unwrap();
+            let size = Size {
+                cpus: Cpus::whole(1),
+                memory: Bytes::mib(256),
+            };
+            books.launched(name, intent, Ok(size));
+        }
+        (disk, books)
+    }
+
+    fn begin(books: &HostBooks, name: &str, from: u64, to: u64) -> Result<IntentId, String> {
+        begin_as(books, name, from, to, Cause::Manual)
+    }
+
+    fn begin_as(
+        books: &HostBooks,
+        name: &str,
+        from: u64,
+        to: u64,
+        cause: Cause,
+    ) -> Result<IntentId, String> {
+        let order = Order::of_axis(Axis::Memory, to << 20, Duration::from_secs(1), cause);
+        let step = Step {
+            axis: Axis::Memory,
+            before: from << 20,
+            target: to << 20,
+            order: &order,
+        };
+        books.begin_change(name, &step)
+    }
+
+    fn end(books: &HostBooks, name: &str, intent: IntentId, from: u64, to: u64, got: u64) {
+        let outcome = if got == to {
+            Outcome::Applied
+        } else {
+            Outcome::TimedOut
+        };
+        let done = Done {
+            axis: Axis::Memory,
+            target: to << 20,
+            before: from << 20,
+            after: got << 20,
+            outcome,
+            reason: None,
+        };
+        books.end_change(name, intent, &done);
+    }
+
+    fn held_mib(books: &HostBooks) -> u64 {
+        books.account(Axis::Memory).held >> 20
+    }
+
+    #[test]
+    fn a_full_disk_stops_what_would_begin_and_nothing_is_lost_of_what_ends() {
+        let (disk, books) = books(&["web"], 4096);
+        let intent = begin(&books, "web", 256, 512).unwrap();
+        disk.set_room(Some(0));
+        // The change has happened; its outcome cannot be written.
+        end(&books, "web", intent, 256, 512, 512);
+        assert_eq!(held_mib(&books), 512);
+        let why = begin(&books, "web", 512, 768).unwrap_err();
+        assert!(why.contains("journal cannot be written"), "{why}");
+        assert_eq!(held_mib(&books), 512, "what was not begun holds nothing");
+        assert!(begin(&books, "web", 512, 256).is_err());
+        assert!(books.admit("db", claim()).is_err());
+        assert_eq!(held_mib(&books), 512);
+        assert!(books.trouble().is_some());
+        // With room again, the outcome comes first, and all goes on.
+        disk.set_room(None);
+        assert_eq!(books.trouble(), None);
+        assert_eq!(books.book(|book| book.open().count()), 0);
+        let intent = begin(&books, "web", 512, 256).unwrap();
+        end(&books, "web", intent, 512, 256, 256);
+        // And the next agent reads the same.
+        let size = disk.journal().book().instances()["web"].size;
+        assert_eq!(size.memory, Bytes::mib(256));
+    }
+
+    #[test]
+    fn what_waits_is_served_when_another_one_shrinks() {
+        let (_disk, books) = books(&["a", "b"], 768);
+        let first = begin(&books, "a", 256, 512).unwrap();
+        let why = begin(&books, "b", 256, 512).unwrap_err();
+        assert!(why.contains("waits"), "{why}");
+        assert_eq!(books.awaited("b", Axis::Memory), Some(512 << 20));
+        end(&books, "a", first, 256, 512, 512);
+        assert!(books.serve().is_empty());
+        let second = begin(&books, "a", 512, 256).unwrap();
+        assert!(
+            books.serve().is_empty(),
+            "what was not seen to be given is not given"
+        );
+        end(&books, "a", second, 512, 256, 256);
+        let grants = books.serve();
+        let [grant] = grants.as_slice() else {
+            panic!("{grants:?}");
+        };
+        assert_eq!(
+            (grant.instance.as_str(), grant.order.memory),
+            ("b", Some(Bytes::mib(512)))
+        );
+        assert!(grant.order.note.as_ref().unwrap().contains("waited"));
+        assert_eq!(held_mib(&books), 768);
+        // It is carried out under what is reserved; or given back, when it cannot be.
+        assert!(begin(&books, "b", 256, 512).is_ok());
+        books.settle(
+            "b",
+            Axis::Memory,
+            Size {
+                cpus: Cpus::whole(1),
+                memory: Bytes::mib(256),
+            },
+        );
+        assert_eq!(held_mib(&books), 512);
+    }
+
+    #[test]
+    fn a_rule_that_is_content_gives_up_its_place_and_a_person_keeps_it() {
+        let (_disk, books) = books(&["a", "b", "c"], 1024);
+        let grown = begin(&books, "c", 256, 512).unwrap();
+        end(&books, "c", grown, 256, 512, 512);
+        let rule = Cause::Rules(vec!["memory > 80% for 2s: +128M".into()]);
+        assert!(begin_as(&books, "a", 256, 512, rule).is_err());
+        assert!(begin(&books, "b", 256, 512).is_err());
+        books.content("a", Axis::Memory);
+        books.content("b", Axis::Memory);
+        assert_eq!(books.awaited("a", Axis::Memory), None);
+        assert_eq!(books.awaited("b", Axis::Memory), Some(512 << 20));
+        books.ended("b", "gone");
+        assert_eq!(books.awaited("b", Axis::Memory), None);
+    }
+
+    #[test]
+    fn a_guest_that_gives_nothing_is_stuck_until_it_gives_something() {
+        let (_disk, books) = books(&["web"], 4096);
+        let grown = begin(&books, "web", 256, 768).unwrap();
+        end(&books, "web", grown, 256, 768, 768);
+        let is_stuck = || books.book(|book| book.instances()["web"].stuck.memory);
+        let shrink = begin(&books, "web", 768, 256).unwrap();
+        end(&books, "web", shrink, 768, 256, 768);
+        assert!(is_stuck());
+        let shrink = begin(&books, "web", 768, 256).unwrap();
+        end(&books, "web", shrink, 768, 256, 256);
+        assert!(!is_stuck());
+    }
+
+    #[test]
+    fn unknown_needs_make_nobody_a_donor() {
+        let (_disk, books) = books(&["a", "b"], 768);
+        let grown = begin(&books, "a", 256, 512).unwrap();
+        end(&books, "a", grown, 256, 512, 512);
+        assert!(begin(&books, "b", 256, 512).is_err());
+        assert!(books.donations(Axis::Memory, 0).donations.is_empty());
+        let need = |pressure| {
+            Some(Need {
+                pressure,
+                least: 300 << 20,
+            })
+        };
+        for absurd in [f64::NAN, f64::INFINITY, -1.0] {
+            books.need("a", Axis::Memory, need(absurd));
+            assert!(
+                books.donations(Axis::Memory, 0).donations.is_empty(),
+                "{absurd}"
+            );
+        }
+        books.need("a", Axis::Memory, need(0.0));
+        let plan = books.donations(Axis::Memory, 0);
+        assert_eq!(plan.donations.len(), 1);
+        assert!(plan.donations[0].to >= 300 << 20, "{plan:?}");
+        books.need("a", Axis::Memory, None);
+        assert!(books.donations(Axis::Memory, 0).donations.is_empty());
+    }
+}

@@ -1,0 +1,173 @@
+//! `concertina agent`: the agent of a host, as a service.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, anyhow};
+use concertina_agent::clock::Moment;
+use concertina_agent::host::config::{Config, Listen, size_of_host};
+use concertina_agent::host::{self, Host, Setup, api, notify};
+
+use crate::commands::run::{image, vmm_command};
+use crate::failure::Usage;
+use crate::signals::Signals;
+use crate::{output, state};
+
+const EXAMPLES: &str = "\
+Examples:
+  concertina agent
+  concertina agent --state-dir /run/concertina --listen unix:/run/concertina/daemon.sock
+  concertina agent --config /etc/concertina/agent.toml
+  concertina agent --openapi > agent.json
+  curl --unix-socket /run/concertina/daemon.sock http://localhost/v1/host
+
+It owns all instances of its state folder: 'run', 'ps', 'status', 'resize', 'stop' and 'events' with the
+same state folder talk to it as long as it runs. SIGTERM and SIGINT end it; its VMs run on, and the next
+agent takes them over, as it does after a crash. SIGHUP reads the configuration again.
+
+Configuration (TOML; every key is optional; docs/agent.toml is a commented example):
+  state_dir = \"DIR\"          folder of the instances; --state-dir overrides it
+  listen = \"unix:PATH\"       where the API listens; --listen overrides it (daemon.sock in state_dir)
+  journal = \"PATH\"           what was begun, promised and remembered (host.journal in state_dir)
+  overhead = \"16M\"           memory that each instance costs beside its own  (*)
+  [capacity]                 what the host has (*)
+  cpus = 16                    default: all processors
+  memory = \"64G\"             default: all memory
+  [reserve]                  what the host keeps for itself (*)
+  cpus = 0.5                   default: 0
+  memory = \"2G\"              default: 256M or a 32nd, whichever is more; 0 where capacity.memory is given
+  [overcommit]               how much more is promised than there is after the reserve, 0.1 to 64 (*)
+  cpus = 4.0                   default: 4
+  memory = 1.0                 default: 1
+(*) read again by SIGHUP; the others take effect with the next start.
+
+Exit status: 0 when it was ended by a signal, 1 when it failed, 2 for a wrong command line or
+configuration.";
+
+/// Arguments of `agent`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// Where the API listens
+    #[arg(long, value_name = "unix:PATH")]
+    listen: Option<Listen>,
+    /// Configuration file
+    #[arg(short, long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Print the description of the API (OpenAPI 3.1) and end
+    #[arg(long)]
+    openapi: bool,
+}
+
+/// Serves until a signal ends it.
+pub fn run(args: &Args, state_dir: Option<&Path>) -> anyhow::Result<i32> {
+    if args.openapi {
+        output::write(api::openapi_document().as_bytes())?;
+        return Ok(0);
+    }
+    let config = read_config(args)?;
+    prepare_process();
+    // Before anything is there that a signal would leave behind.
+    let mut signals = Signals::catch().context("Catching signals failed")?;
+    let host = Host::start(setup(args, &config, state_dir)?)?;
+    let server = api::bind(&host)?;
+    host.announce().map_err(|why| anyhow!(why))?;
+    let stopper = server.stopper();
+    let handler = api::handler(Arc::clone(&host));
+    let serving = std::thread::Builder::new()
+        .name("api".into())
+        .spawn(move || server.serve(handler))
+        .context("Starting the API's thread failed")?;
+    notify::say(notify::READY);
+    eprintln!(
+        "concertina: The agent listens on {}",
+        host.socket().display()
+    );
+    let mut present = config;
+    while signals.next().context("Waiting for a signal failed")? == libc::SIGHUP {
+        present = reload(args, &host, present);
+    }
+    notify::say(notify::STOPPING);
+    stopper.stop();
+    host.leave();
+    // Its socket file goes with it.
+    if let Ok(Err(error)) = serving.join() {
+        return Err(error.into());
+    }
+    Ok(0)
+}
+
+fn read_config(args: &Args) -> anyhow::Result<Config> {
+    match &args.config {
+        Some(path) => Ok(Config::read(path).map_err(Usage)?),
+        None => Ok(Config::default()),
+    }
+}
+
+fn setup(args: &Args, config: &Config, named: Option<&Path>) -> anyhow::Result<Setup> {
+    let folder = named
+        .map(Path::to_owned)
+        .or_else(|| config.state_dir.clone());
+    let state = state::open(folder.as_deref())?;
+    let state_dir = state.root().to_owned();
+    let listen = args.listen.as_ref().or(config.listen.as_ref());
+    let absolute = |path: PathBuf| std::path::absolute(path).context("A path is not usable");
+    Ok(Setup {
+        socket: absolute(match listen {
+            Some(Listen(path)) => path.clone(),
+            None => host::default_socket(&state_dir),
+        })?,
+        journal: absolute(match &config.journal {
+            Some(path) => path.clone(),
+            None => host::default_journal(&state_dir),
+        })?,
+        state_dir,
+        limits: config.limits(size_of_host()),
+        vmm_command: vmm_command(),
+        boot_sources: Arc::new(image::source_of),
+    })
+}
+
+/// Takes over what may change while the agent runs; gives the configuration in force.
+fn reload(args: &Args, host: &Host, before: Config) -> Config {
+    notify::say(&notify::reloading(Moment::now().monotonic_ms));
+    let read = match &args.config {
+        Some(path) => Config::read(path),
+        None => Ok(Config::default()),
+    };
+    let after = match read {
+        Ok(after) => {
+            for key in before.fixed_differences(&after) {
+                eprintln!("concertina: {key} has changed, which takes effect with the next start");
+            }
+            host.books().set_limits(after.limits(size_of_host()));
+            eprintln!("concertina: The configuration was read again");
+            after
+        }
+        Err(why) => {
+            eprintln!("concertina: {why}; what was configured before stays in force");
+            before
+        }
+    };
+    notify::say(notify::READY);
+    after
+}
+
+/// A process that lives long, with many threads and many descriptors.
+fn prepare_process() {
+    // SAFETY: mallopt changes tunables of the allocator; no thread but this one exists yet.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 2);
+    }
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: both calls get a valid rlimit. Where they fail, fewer instances are possible.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+        }
+    }
+}
