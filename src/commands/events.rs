@@ -6,7 +6,10 @@ use std::time::Duration;
 use anyhow::Context;
 use concertina_agent::client;
 use concertina_agent::state_dir::StateDir;
+use concertina_api::Bytes;
 use concertina_api::event::{Event, EventKind};
+use concertina_api::instance::InstanceSize;
+use concertina_api::vm::ResizeReport;
 
 use crate::commands::status::{describe_resize, describe_size};
 use crate::follow::{Follower, Lines};
@@ -100,6 +103,23 @@ fn print(line: &str, as_json: bool) -> anyhow::Result<()> {
     }
 }
 
+/// What a resize came to. `resident`: before and after, in bytes.
+fn describe_resized(
+    cause: &str,
+    note: Option<&str>,
+    before: &InstanceSize,
+    report: &ResizeReport<InstanceSize>,
+    resident: [u64; 2],
+) -> String {
+    let note = note.map(|note| format!("; {note}")).unwrap_or_default();
+    let [from, to] = resident.map(Bytes);
+    format!(
+        "{cause}: from {}: {} (resident {from} -> {to}{note})",
+        describe_size(before),
+        describe_resize(report)
+    )
+}
+
 /// An event on one line for people: seconds since launch, kind, what happened.
 fn describe(event: &Event) -> String {
     let (kind, text) = kind_and_text(event);
@@ -126,20 +146,8 @@ pub fn kind_and_text(event: &Event) -> (&'static str, String) {
             resident_after,
             ..
         } => {
-            let note = note
-                .as_ref()
-                .map(|note| format!("; {note}"))
-                .unwrap_or_default();
-            let resident = format!(
-                "resident {} -> {}",
-                concertina_api::Bytes(*resident_before),
-                concertina_api::Bytes(*resident_after)
-            );
-            let text = format!(
-                "{cause}: from {}: {} ({resident}{note})",
-                describe_size(before),
-                describe_resize(report)
-            );
+            let resident = [*resident_before, *resident_after];
+            let text = describe_resized(cause, note.as_deref(), before, report, resident);
             ("resized", text)
         }
         EventKind::Held { cause, why } => ("held", format!("{cause}: {why}")),
@@ -150,12 +158,9 @@ pub fn kind_and_text(event: &Event) -> (&'static str, String) {
             recommended,
         } => {
             let note = note.as_ref().map(|note| format!(" ({note})"));
-            let text = format!(
-                "{cause}: {} instead of {}{}; nothing is done",
-                describe_size(recommended),
-                describe_size(present),
-                note.unwrap_or_default()
-            );
+            let (wanted, has) = (describe_size(recommended), describe_size(present));
+            let note = note.unwrap_or_default();
+            let text = format!("{cause}: {wanted} instead of {has}{note}; nothing is done");
             ("recommended", text)
         }
         EventKind::GuestMemoryShort { evidence } => ("memory short", evidence.clone()),
@@ -163,10 +168,10 @@ pub fn kind_and_text(event: &Event) -> (&'static str, String) {
             "disk error",
             format!("{}: {error} ({count} failed)", disk.display()),
         ),
-        EventKind::NetDown { net, reason } => {
-            let text = format!("interface {net}, until the guest restarts: {reason}");
-            ("net down", text)
-        }
+        EventKind::NetDown { net, reason } => (
+            "net down",
+            format!("interface {net}, until the guest restarts: {reason}"),
+        ),
         EventKind::PolicyReplaced { version, rules } => (
             "policy",
             format!("version {version} is in force: {}", rules.join("; ")),
@@ -195,10 +200,7 @@ pub fn kind_and_text(event: &Event) -> (&'static str, String) {
             let wait = output::span_ms(*wait_ms);
             ("restarting", format!("{reason}; start {attempt} in {wait}"))
         }
-        EventKind::Rebooted => (
-            "rebooted",
-            "the guest starts again at its first size".to_owned(),
-        ),
+        EventKind::Rebooted => ("rebooted", "it starts again at its first size".to_owned()),
         EventKind::Ended { status, reason, .. } => {
             let status = status
                 .map(|status| format!(" (status {status})"))

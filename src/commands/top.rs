@@ -153,7 +153,7 @@ fn show(
                 None => {}
                 Some(Effect::Quit) => return Ok(0),
                 Some(Effect::Resize(name, wish)) => match state.paths(&name) {
-                    Ok(paths) => collector.resize(paths, name, wish),
+                    Ok(paths) => collector.resize(paths, name, *wish),
                     Err(error) => {
                         let report = Report::Resized(name, Err(error.to_string()));
                         app.update(Input::Report(report), begun.elapsed());

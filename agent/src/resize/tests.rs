@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use concertina_api::Quota;
+use concertina_api::disk::DiskRate;
 use concertina_api::event::Event;
 
 use super::capacity::HostMemory;

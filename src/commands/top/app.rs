@@ -87,7 +87,7 @@ pub enum Effect {
     /// The end.
     Quit,
     /// Ask this instance for another size, and report how it ended.
-    Resize(String, InstanceResize),
+    Resize(String, Box<InstanceResize>),
 }
 
 /// By what the list is sorted; the largest first, but for the name.
@@ -420,7 +420,7 @@ impl App {
         let instance = self.instances.get_mut(&name)?;
         instance.resizing = Some((wish.clone(), self.now));
         self.notice = None;
-        Some(Effect::Resize(name, wish))
+        Some(Effect::Resize(name, Box::new(wish)))
     }
 
     fn press_view(&mut self, key: Key) {

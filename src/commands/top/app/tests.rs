@@ -141,7 +141,7 @@ fn a_resize_is_asked_for_only_after_a_yes_and_its_outcome_is_told() {
     assert_eq!(press(&mut app, "jsr"), None);
     assert_eq!(app.prompt.as_ref().unwrap().wish, wish);
     let effect = press(&mut app, "\n");
-    assert_eq!(effect, Some(Effect::Resize("web".into(), wish)));
+    assert_eq!(effect, Some(Effect::Resize("web".into(), Box::new(wish))));
     assert!(app.prompt.is_none());
     app.update(Input::Tick, secs(3));
     assert_eq!(
