@@ -13,6 +13,8 @@ use crate::state_dir::{InstancePaths, InstanceRecord};
 
 /// How long an answer that needs no guest may take.
 const QUICK: Duration = Duration::from_secs(10);
+/// How long a list may take, some of whose instances hang.
+const LIST_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a launch may take: most of it is the guest's start.
 const LAUNCH_TIMEOUT: Duration = Duration::from_secs(180);
 /// Deadline of a resize when the request names none, in milliseconds.
@@ -61,6 +63,11 @@ pub fn status_within(
 ) -> Result<InstanceStatus, HttpError> {
     let door = Door::of(paths);
     client::get_json(&door.socket, &door.path, timeout)
+}
+
+/// All instances of a host, from its agent.
+pub fn statuses(agent: &Path) -> Result<Vec<InstanceStatus>, HttpError> {
+    client::get_json(agent, "/v1/instances", LIST_TIMEOUT)
 }
 
 /// Asks for another size and waits for the outcome.

@@ -678,4 +678,10 @@ fn what_is_not_served_is_said() {
     );
     let bad = client::launch(&bench.socket(), "Bad_Name", &bench.request()).unwrap_err();
     assert!(bad.to_string().contains("Bad_Name"), "{bad}");
+    let relative = LaunchRequest {
+        initrd: Some("initrd".into()),
+        ..bench.request()
+    };
+    let bad = client::launch(&bench.socket(), "web", &relative).unwrap_err();
+    assert!(bad.to_string().contains("'initrd'"), "{bad}");
 }
