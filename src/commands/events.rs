@@ -200,7 +200,10 @@ pub fn kind_and_text(event: &Event) -> (&'static str, String) {
             let wait = output::span_ms(*wait_ms);
             ("restarting", format!("{reason}; start {attempt} in {wait}"))
         }
-        EventKind::Rebooted => ("rebooted", "it starts again at its first size".to_owned()),
+        EventKind::Rebooted => (
+            "rebooted",
+            "the guest starts again at its first size".to_owned(),
+        ),
         EventKind::Ended { status, reason, .. } => {
             let status = status
                 .map(|status| format!(" (status {status})"))
