@@ -54,7 +54,11 @@ pub fn measure_peer(options: &Options, results: &mut Results) -> Result<()> {
     tried(results, |results| {
         let peer = Peer::launch(options, BOOT_MIB, GROWN_MIB)?;
         sizes(&peer, options.rounds, results)
-    })?;
+    })
+}
+
+/// A balloon under QEMU.
+pub fn measure_peer_balloon(options: &Options, results: &mut Results) -> Result<()> {
     tried(results, |results| {
         let peer = Peer::launch(options, BALLOON_GUEST_MIB, BALLOON_GUEST_MIB)?;
         balloon(&peer, options.rounds, results)
