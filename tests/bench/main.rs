@@ -32,7 +32,8 @@ Usage: bench PART[,PART]... --kernel FILE --initrd FILE --out FILE [--rounds N] 
   reaction        from a load step in the guest to the vCPU that a threshold adds
   latency         from the request to the resize that is seen
   balloon         the same for a balloon, asked from the VM's process
-  peer            all these resizes under QEMU
+  peer            the resizes of 'latency' under QEMU
+  peer-balloon    a balloon under QEMU
   io              disk, network and vsock, ours and QEMU's
   probe           the guest's end of 'io'
   report          prints the results of several runs as a table, and writes them to one file
@@ -116,6 +117,7 @@ fn run(arguments: &[String]) -> Result<()> {
                 "latency" => latency::measure(&options, &mut results)?,
                 "balloon" => latency::measure_balloon(&options, &mut results)?,
                 "peer" => latency::measure_peer(&options, &mut results)?,
+                "peer-balloon" => latency::measure_peer_balloon(&options, &mut results)?,
                 "io" => io::measure(&options, &mut results)?,
                 _ => bail!("'{part}' is not a part of the benchmark\n{USAGE}"),
             }
