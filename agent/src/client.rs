@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use concertina_api::host::LaunchRequest;
+use concertina_api::host::{HostStatus, LaunchRequest};
 use concertina_api::instance::{InstanceResize, InstanceSize, InstanceStatus, StopRequest};
 use concertina_api::vm::ResizeReport;
 use concertina_http::{HttpError, Method, client};
@@ -92,6 +92,11 @@ pub fn stop(paths: &InstancePaths, request: &StopRequest) -> Result<(), HttpErro
         QUICK,
     )
     .map(|_| ())
+}
+
+/// A host as its agent, which listens on this socket, sees it.
+pub fn host(agent: &Path) -> Result<HostStatus, HttpError> {
+    client::get_json(agent, "/v1/host", QUICK)
 }
 
 /// Lets the agent of a host launch an instance; returns when its guest runs.

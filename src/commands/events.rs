@@ -12,7 +12,7 @@ use concertina_api::instance::InstanceSize;
 use concertina_api::vm::ResizeReport;
 
 use crate::commands::status::{describe_resize, describe_size};
-use crate::follow::Follower;
+use crate::follow::{Follower, Lines};
 use crate::{output, state};
 
 const EXAMPLES: &str = "\
@@ -90,27 +90,6 @@ fn from_agent(args: &Args, agent: &Path) -> anyhow::Result<i32> {
     printed.map(|()| 0)
 }
 
-/// Cuts a stream into lines; keeps what has no line end yet.
-#[derive(Default)]
-struct Lines {
-    rest: Vec<u8>,
-}
-
-impl Lines {
-    fn push(&mut self, bytes: &[u8]) -> Vec<String> {
-        self.rest.extend_from_slice(bytes);
-        let Some(end) = self.rest.iter().rposition(|&byte| byte == b'\n') else {
-            return Vec::new();
-        };
-        let rest = self.rest.split_off(end + 1);
-        let whole = std::mem::replace(&mut self.rest, rest);
-        String::from_utf8_lossy(&whole)
-            .lines()
-            .map(str::to_owned)
-            .collect()
-    }
-}
-
 fn is_end(line: &str) -> bool {
     serde_json::from_str::<Event>(line)
         .is_ok_and(|event| matches!(event.kind, EventKind::Ended { .. }))
@@ -143,7 +122,14 @@ fn describe_resized(
 
 /// An event on one line for people: seconds since launch, kind, what happened.
 fn describe(event: &Event) -> String {
-    let (kind, text) = match &event.kind {
+    let (kind, text) = kind_and_text(event);
+    let seconds = event.uptime_ms as f64 / 1000.0;
+    format!("{seconds:>10.3}  {kind:<12}  {text}")
+}
+
+/// The kind of an event in a word or two, and what happened.
+pub fn kind_and_text(event: &Event) -> (&'static str, String) {
+    match &event.kind {
         EventKind::Started { vmm_pid } => ("started", format!("vmm is process {vmm_pid}")),
         EventKind::Threshold { rule, state, value } => {
             let value = value
@@ -214,29 +200,22 @@ fn describe(event: &Event) -> String {
             let wait = output::span_ms(*wait_ms);
             ("restarting", format!("{reason}; start {attempt} in {wait}"))
         }
-        EventKind::Rebooted => ("rebooted", "it starts again at its first size".to_owned()),
+        EventKind::Rebooted => (
+            "rebooted",
+            "the guest starts again at its first size".to_owned(),
+        ),
         EventKind::Ended { status, reason, .. } => {
             let status = status
                 .map(|status| format!(" (status {status})"))
                 .unwrap_or_default();
             ("ended", format!("{reason}{status}"))
         }
-    };
-    let seconds = event.uptime_ms as f64 / 1000.0;
-    format!("{seconds:>10.3}  {kind:<12}  {text}")
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_line_is_printed_only_once_it_is_whole() {
-        let mut lines = Lines::default();
-        assert!(lines.push(b"{\"a\"").is_empty());
-        assert_eq!(lines.push(b":1}\n{}\n{"), ["{\"a\":1}", "{}"]);
-        assert_eq!(lines.push(b"}\n"), ["{}"]);
-    }
 
     #[test]
     fn events_read_as_sentences() {

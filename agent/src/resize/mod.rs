@@ -3,7 +3,7 @@
 //! ```text
 //! order ─► bounds, capacity ─► act (cpu axis ∥ memory axis) ─► read back ─► event, commit
 //! ```
-//! Each axis is changed by one at a time; the two axes do not wait for each other. An order for growth
+//! Each axis is changed by one at a time; the axes do not wait for each other. An order for growth
 //! makes a shrink that is under way stop at its next step, and a newer order by hand makes any change
 //! stop: the newer target wins, and the older one is told so. Success means that the
 //! device, the guest and the host agree; the report says what was reached, never what was sent.
@@ -30,13 +30,14 @@ use std::time::{Duration, Instant};
 use concertina_api::event::EventKind;
 use concertina_api::instance::InstanceSize;
 use concertina_api::policy::step::MEMORY_STEP;
-use concertina_api::policy::{Axis, PolicyBounds};
+use concertina_api::policy::{Axis, IoBounds, PolicyBounds, Resource};
 use concertina_api::vm::{Outcome, ResizeReport, VmDescription};
 use concertina_api::{Bounds, Bytes, Cpus};
 
 use self::books::{Books, Done, Step};
 use self::cpu::CpuAxis;
 pub use self::hooks::GuestHooks;
+use self::io::{IoRates, IoReports, IoWish};
 use self::memory::{Claim, MemoryAxis, Pace};
 use self::order::Run;
 pub use self::order::{Cause, Commit, Order};
@@ -71,6 +72,11 @@ pub struct Resizer {
     hooks: Option<Arc<dyn GuestHooks>>,
     cpu: Mutex<CpuAxis>,
     memory: Mutex<MemoryAxis>,
+    io_bounds: Mutex<IoBounds>,
+    /// Limits on I/O are changed by one at a time.
+    io: Mutex<()>,
+    /// Limits on I/O, as the last change left them.
+    rates: Mutex<IoRates>,
     /// Orders that want the memory axis more than a shrink does.
     memory_claims: AtomicU32,
     /// Sizes in force, readable while an axis is being changed.
@@ -112,6 +118,9 @@ impl Resizer {
             cpu: Mutex::new(CpuAxis::new(vmm.clone(), first.cpus)),
             memory: Mutex::new(MemoryAxis::new(vmm.clone(), group, bounds.memory)),
             vmm,
+            io_bounds: Mutex::default(),
+            io: Mutex::new(()),
+            rates: Mutex::new(IoRates::default()),
             memory_claims: AtomicU32::new(0),
             size: Mutex::new(first),
             target: Mutex::new(first),
@@ -127,6 +136,15 @@ impl Resizer {
         }
     }
 
+    /// Limits on I/O: least and most, and those that the devices start with.
+    pub fn with_io(self, bounds: IoBounds, first: IoRates) -> Self {
+        Self {
+            io_bounds: Mutex::new(bounds),
+            rates: Mutex::new(first),
+            ..self
+        }
+    }
+
     /// Each change of the size is written down there.
     pub fn with_usage(self, usage: Arc<UsageLog>) -> Self {
         Self {
@@ -135,7 +153,8 @@ impl Resizer {
         }
     }
 
-    /// A new life of the vmm begins at the lower bounds, with the ceiling that belongs to them.
+    /// A new life of the vmm begins at the lower bounds, with the ceiling that belongs to them. Limits
+    /// on I/O stay: the guest has no part in them.
     pub fn begin_life(&self) -> Result<(), CgroupError> {
         let first = self.first;
         lock(&self.cpu).restart(first.cpus);
@@ -162,6 +181,7 @@ impl Resizer {
         };
         *lock(&self.target) = self.size();
         *lock(&self.held) = memory.held();
+        *lock(&self.rates) = IoRates::seen(seen);
     }
 
     /// Takes over a vmm that does not answer: its size is what was last known.
@@ -170,9 +190,10 @@ impl Resizer {
         *lock(&self.target) = size;
     }
 
-    /// Other bounds, within those that the VM was built for, and another time to hold.
-    pub fn set_policy(&self, bounds: PolicyBounds, hold: Duration) {
+    /// Other bounds, those of sizes within what the VM was built for, and another time to hold.
+    pub fn set_policy(&self, bounds: PolicyBounds, io: IoBounds, hold: Duration) {
         *lock(&self.bounds) = bounds;
+        *lock(&self.io_bounds) = io;
         *lock(&self.hold) = hold;
         lock(&self.memory).set_bounds(bounds.memory);
     }
@@ -189,6 +210,10 @@ impl Resizer {
 
     fn bounds(&self) -> PolicyBounds {
         *lock(&self.bounds)
+    }
+
+    fn io_bounds(&self) -> IoBounds {
+        *lock(&self.io_bounds)
     }
 
     fn hold(&self) -> Duration {
@@ -219,12 +244,26 @@ impl Resizer {
         }
     }
 
-    /// Whether a change of this axis is under way.
-    pub fn is_busy(&self, axis: Axis) -> bool {
-        match axis {
-            Axis::Cpus => matches!(self.cpu.try_lock(), Err(TryLockError::WouldBlock)),
-            Axis::Memory => matches!(self.memory.try_lock(), Err(TryLockError::WouldBlock)),
+    /// Whether a change of this axis is under way; of limits on I/O, of any.
+    pub fn is_busy(&self, axis: impl Into<Resource>) -> bool {
+        fn is_locked<T>(mutex: &Mutex<T>) -> bool {
+            matches!(mutex.try_lock(), Err(TryLockError::WouldBlock))
         }
+        match axis.into() {
+            Resource::Cpus => is_locked(&self.cpu),
+            Resource::Memory => is_locked(&self.memory),
+            _ => is_locked(&self.io),
+        }
+    }
+
+    /// The limits that devices shall have.
+    pub fn rates(&self) -> IoRates {
+        lock(&self.rates).clone()
+    }
+
+    /// Limits that have bounds, for whoever decides.
+    pub fn limits(&self) -> BTreeMap<Resource, u64> {
+        lock(&self.rates).bounded(&self.io_bounds())
     }
 
     /// The devices hold something else than the last change reached: the guest has deflated its
@@ -265,28 +304,27 @@ impl Resizer {
     /// Carries out an order and waits for its end.
     pub fn carry_out(&self, order: &Order) -> ResizeReport<InstanceSize> {
         let timeline = Timeline::begin();
-        let asked = InstanceSize {
+        let mut asked = InstanceSize {
             cpus: order.cpus,
             memory: order.memory,
             disk_rate: order.disk_rate,
             net_rate: order.net_rate,
         };
-        if let Err(reason) = self.check(order) {
-            return self.refuse(asked, reason, timeline);
-        }
+        let io_turn = order.is_about_io().then(|| lock(&self.io));
+        let wish = match self.check(order) {
+            Ok(wish) => wish,
+            Err(reason) => return self.refuse(asked, reason, timeline),
+        };
+        (asked.disk_rate, asked.net_rate) = (wish.disk, wish.net);
         let run = &Run {
             order,
             turn: self.turns.take(order),
             intents: Mutex::default(),
         };
-        let before = self.size();
+        let before = self.before(&asked);
         let resident_before = self.resident();
-        let disk = order
-            .disk_rate
-            .map(|wish| io::set_disk_rate(&self.vmm, wish, timeline.clone()));
-        let net = order
-            .net_rate
-            .map(|wish| io::set_net_rate(&self.vmm, wish, timeline.clone()));
+        let limits = self.change_rates(order, wish, &timeline);
+        drop(io_turn);
         let (cpu, memory) = thread::scope(|scope| {
             let cpu = order.cpus.map(|target| {
                 let timeline = timeline.clone();
@@ -306,14 +344,14 @@ impl Resizer {
         let cpu = cpu.map(|ended| {
             ended.unwrap_or_else(|why| {
                 let reason = format!("CPUs could not be changed: {why}");
-                AxisReport::refused(before.cpus, reason, timeline.clone())
+                AxisReport::refused(self.size().cpus, reason, timeline.clone())
             })
         });
         let axes = Axes {
             cpu,
             memory,
-            disk,
-            net,
+            disk: limits.disk,
+            net: limits.net,
         };
         let report = combine(asked, axes, timeline);
         self.finish(run, before, resident_before, report)
@@ -362,6 +400,30 @@ impl Resizer {
     /// When vCPUs are to be removed next.
     pub fn settle_due(&self) -> Option<Instant> {
         self.cpu.try_lock().ok()?.removal_due()
+    }
+
+    /// What there is of that which an order asks for.
+    fn before(&self, asked: &InstanceSize) -> InstanceSize {
+        let (size, rates) = (self.size(), self.rates());
+        InstanceSize {
+            cpus: asked.cpus.map(|_| size.cpus),
+            memory: asked.memory.map(|_| size.memory),
+            disk_rate: asked.disk_rate.and_then(|wish| rates.disk_before(wish)),
+            net_rate: asked.net_rate.and_then(|wish| rates.net_before(wish)),
+        }
+    }
+
+    fn change_rates(&self, order: &Order, wish: IoWish, timeline: &Timeline) -> IoReports {
+        if wish == IoWish::default() {
+            return IoReports::default();
+        }
+        let before = self.rates();
+        let mut after = before.clone();
+        let reports = io::change(&self.vmm, wish, &mut after, timeline);
+        let commits = io::commits(order, &wish, &self.io_bounds(), (&before, &after));
+        *lock(&self.rates) = after;
+        lock(&self.commits).extend(commits);
+        reports
     }
 
     fn change_cpus(&self, target: Cpus, run: &Run<'_>, timeline: Timeline) -> AxisReport<Cpus> {
@@ -527,7 +589,7 @@ impl Resizer {
     fn commit(&self, axis: Axis, order: &Order, intent: Option<IntentId>, sizes: [u64; 3]) {
         let [before, asked, after] = sizes;
         lock(&self.commits).push(Commit {
-            axis,
+            axis: axis.into(),
             cause: order.cause.clone(),
             before,
             asked,
@@ -537,7 +599,7 @@ impl Resizer {
     }
 
     /// An order outside the bounds is refused whole; nothing of it is begun.
-    fn check(&self, order: &Order) -> Result<(), String> {
+    fn check(&self, order: &Order) -> Result<IoWish, String> {
         fn inside<T: Ord + Copy + std::fmt::Display>(
             what: &str,
             asked: Option<T>,
@@ -553,7 +615,8 @@ impl Resizer {
         }
         let bounds = self.bounds();
         inside("CPU count", order.cpus, bounds.cpus)?;
-        inside("Memory", order.memory, bounds.memory)
+        inside("Memory", order.memory, bounds.memory)?;
+        IoWish::of(order, &self.io_bounds(), &self.rates())
     }
 
     fn refuse(
@@ -585,7 +648,7 @@ impl Resizer {
     fn finish(
         &self,
         run: &Run<'_>,
-        before: Size,
+        before: InstanceSize,
         resident_before: u64,
         report: ResizeReport<InstanceSize>,
     ) -> ResizeReport<InstanceSize> {
@@ -593,15 +656,10 @@ impl Resizer {
         let kind = EventKind::Resized {
             cause: order.cause.text(),
             note: order.note.clone(),
+            before,
             intents: run.numbers(),
             samples: order.samples.clone(),
             reserved: run.reserved(),
-            before: InstanceSize {
-                cpus: order.cpus.map(|_| before.cpus),
-                memory: order.memory.map(|_| before.memory),
-                disk_rate: None,
-                net_rate: None,
-            },
             report: report.clone(),
             resident_before,
             resident_after: self.resident(),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use concertina_api::disk::DiskRate;
 use concertina_api::instance::InstanceSize;
 use concertina_api::net::NetRateChange;
-use concertina_api::policy::Axis;
+use concertina_api::policy::{Axis, Resource};
 use concertina_api::{Bytes, Cpus};
 
 use super::lock;
@@ -61,6 +61,8 @@ pub struct Order {
     pub disk_rate: Option<DiskRate>,
     /// Limit of network interfaces; absent: as it is.
     pub net_rate: Option<NetRateChange>,
+    /// One number of a limit that has bounds, in its smallest unit; absent: as it is.
+    pub io: Option<(Resource, u64)>,
     /// Deadline of the whole.
     pub timeout: Duration,
     /// Who wants it.
@@ -85,6 +87,7 @@ impl Order {
             memory,
             disk_rate: None,
             net_rate: None,
+            io: None,
             timeout,
             cause: Cause::Manual,
             note: None,
@@ -131,6 +134,10 @@ impl Order {
         self
     }
 
+    pub(super) fn is_about_io(&self) -> bool {
+        self.disk_rate.is_some() || self.net_rate.is_some() || self.io.is_some()
+    }
+
     /// A person wants it.
     pub fn is_manual(&self) -> bool {
         self.cause == Cause::Manual
@@ -171,10 +178,10 @@ impl Run<'_> {
 #[derive(Debug, Clone)]
 pub struct Commit {
     /// What was changed.
-    pub axis: Axis,
+    pub axis: Resource,
     /// Who wanted it.
     pub cause: Cause,
-    /// Size before, in thousandths of a CPU or bytes.
+    /// Size before, in the smallest unit of the axis.
     pub before: u64,
     /// Size asked for.
     pub asked: u64,
