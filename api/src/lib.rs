@@ -7,6 +7,7 @@ pub mod disk;
 pub mod event;
 pub mod instance;
 pub mod io;
+pub mod link;
 pub mod net;
 pub mod policy;
 pub mod units;
