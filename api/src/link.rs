@@ -31,6 +31,8 @@ use crate::vm::ResizeReport;
 
 /// Version of the protocol that is described here.
 pub const PROTOCOL: u32 = 1;
+/// The name that the control plane's certificate has towards agents, wherever it is.
+pub const CONTROL_NAME: &str = "control.concertina.internal";
 /// Longest line in either direction, in bytes.
 pub const LINE_MAX_BYTES: usize = 4 << 20;
 /// Most events, or records of usage, of one message.

@@ -13,7 +13,9 @@ pub struct NoRandom(String);
 /// Milliseconds since 1970.
 pub fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
+    since.map_or(0, |time| {
+        u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+    })
 }
 
 /// The present time as RFC 3339 with milliseconds.
@@ -41,7 +43,9 @@ pub fn random<const N: usize>() -> Result<[u8; N], NoRandom> {
 /// 26 digits: 48 bits of time, 80 random bits.
 fn digits(time_ms: u64, random: [u8; 10]) -> String {
     let time = u128::from(time_ms & 0xffff_ffff_ffff) << 80;
-    let random = random.iter().fold(0u128, |all, byte| all << 8 | u128::from(*byte));
+    let random = random
+        .iter()
+        .fold(0u128, |all, byte| all << 8 | u128::from(*byte));
     let value = time | random;
     (0..26u32)
         .rev()
@@ -100,7 +104,13 @@ mod tests {
         let id = fresh("i").unwrap();
         assert!(is_id("i", &id), "{id}");
         assert_eq!(id.len(), concertina_api::link::INSTANCE_ID_BYTES);
-        for text in ["", "i-", "i-x", "h-00000000000000000000000000", "i-0000000000000000000000000u"] {
+        for text in [
+            "",
+            "i-",
+            "i-x",
+            "h-00000000000000000000000000",
+            "i-0000000000000000000000000u",
+        ] {
             assert!(!is_id("i", text), "{text}");
         }
     }

@@ -38,10 +38,12 @@ pub fn split(key: &str) -> Option<(&str, &str)> {
 pub fn is_valid(record: Option<&ApiKey>, secret: &str, now_ms: u64) -> bool {
     let wanted = record.map_or(NOBODY.as_str(), |record| record.hash.as_str());
     let is_equal: bool = is_same(wanted, &sha256(secret));
-    is_equal
-        && record.is_some_and(|record| {
-            !record.revoked && record.expires_ms.is_none_or(|end| now_ms < end)
-        })
+    is_equal && record.is_some_and(|record| is_in_force(record, now_ms))
+}
+
+/// Whether a key is neither revoked nor over.
+pub fn is_in_force(record: &ApiKey, now_ms: u64) -> bool {
+    !record.revoked && record.expires_ms.is_none_or(|end| now_ms < end)
 }
 
 /// Compares in constant time.
@@ -84,7 +86,13 @@ mod tests {
 
     #[test]
     fn what_has_not_the_form_of_a_key_is_refused_before_the_registry_is_asked() {
-        for text in ["", "x", "ck-_", "Bearer", "ck-00000000000000000000000000_short"] {
+        for text in [
+            "",
+            "x",
+            "ck-_",
+            "Bearer",
+            "ck-00000000000000000000000000_short",
+        ] {
             assert_eq!(split(text), None, "{text}");
         }
     }

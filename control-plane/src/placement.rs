@@ -108,7 +108,11 @@ impl Candidate {
         let share = |room: u64, wished: u64, all: u64| {
             room.saturating_sub(wished) as f64 / all.max(1) as f64
         };
-        let cpus = share(cpus.0.into(), wish.cpus.0.into(), self.capacity.cpus.0.into());
+        let cpus = share(
+            cpus.0.into(),
+            wish.cpus.0.into(),
+            self.capacity.cpus.0.into(),
+        );
         let memory = share(memory.0, wish.memory.0, self.capacity.memory.0);
         cpus.min(memory)
     }
@@ -127,7 +131,8 @@ pub fn place<'a>(wish: &Wish, hosts: &'a [Candidate]) -> Result<&'a Candidate, N
     };
     let mut fitting = Vec::new();
     for host in hosts {
-        let differs = |wanted: &Option<String>, is: &str| wanted.as_deref().is_some_and(|w| w != is);
+        let differs =
+            |wanted: &Option<String>, is: &str| wanted.as_deref().is_some_and(|w| w != is);
         let (cpus, memory) = host.room();
         if host.state != HostState::Ready {
             refusal.not_ready += 1;
@@ -165,7 +170,11 @@ mod tests {
         Candidate {
             id: format!("h-{id:02}"),
             name: format!("host{id}"),
-            state: if ready { HostState::Ready } else { HostState::Lost },
+            state: if ready {
+                HostState::Ready
+            } else {
+                HostState::Lost
+            },
             capacity: HostCapacity {
                 cpus: Cpus(cpus),
                 memory: Bytes(memory),
@@ -181,7 +190,13 @@ mod tests {
     }
 
     fn hosts() -> impl Strategy<Value = Vec<Candidate>> {
-        let one = (0u32..8000, 0u64..8000, 0u32..8000, 0u64..8000, any::<bool>());
+        let one = (
+            0u32..8000,
+            0u64..8000,
+            0u32..8000,
+            0u64..8000,
+            any::<bool>(),
+        );
         prop::collection::vec(one, 0..12).prop_map(|hosts| {
             let make = |(id, (cpus, memory, used, held, ready)): (u32, _)| {
                 host(id, cpus, memory, (used, held), ready)
@@ -223,7 +238,10 @@ mod tests {
 
     #[test]
     fn hints_are_kept_and_a_group_is_spread() {
-        let mut hosts = vec![host(1, 8000, 8000, (0, 0), true), host(2, 8000, 8000, (4000, 0), true)];
+        let mut hosts = vec![
+            host(1, 8000, 8000, (0, 0), true),
+            host(2, 8000, 8000, (4000, 0), true),
+        ];
         let mut wish = Wish::default();
         assert_eq!(place(&wish, &hosts).unwrap().name, "host1");
         hosts[0].same_group = 1;
@@ -242,6 +260,9 @@ mod tests {
             ..Wish::default()
         };
         let text = place(&wish, &hosts).unwrap_err().to_string();
-        assert!(text.contains("1 are too full") && text.contains("0.5 CPUs and 1G"), "{text}");
+        assert!(
+            text.contains("1 are too full") && text.contains("0.5 CPUs and 1G"),
+            "{text}"
+        );
     }
 }

@@ -109,6 +109,9 @@ pub struct Instance {
     /// The customer was told that its host is short.
     #[serde(default)]
     pub capacity_short: Option<String>,
+    /// The host that it was moved away from: another one is wanted.
+    #[serde(default)]
+    pub avoid: Option<String>,
     /// When it was launched, RFC 3339.
     pub created: String,
     /// When its state changed last, RFC 3339.

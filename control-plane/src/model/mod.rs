@@ -10,6 +10,8 @@
 //! | `image/OWNER/NAME/VERSION` | [`Image`] |
 //! | `instance/I`, `account-instance/A/I`, `name/A/NAME` | [`Instance`]; indexes |
 //! | `host/H`, `live/H`, `host-instance/H/I`, `promised/H` | [`Host`], [`Live`] with a lease; index; [`Promised`] |
+//! | `placed/I/G` | the host of a placement, for good |
+//! | `host-key/SHA256`, `host-name/NAME`, `account-name/NAME` | indexes |
 //! | `observed/I` | [`Observed`] |
 //! | `event/I/N`, `event-next/I` | [`Recorded`]; number |
 //! | `cursor/I/G` | [`Cursor`] |
@@ -29,8 +31,8 @@ pub mod state;
 pub use event::{Delivery, Event, Recorded, Webhook};
 pub use host::{Host, HostState, JoinToken, Live, Promised};
 pub use instance::{
-    CapacityShortAction, Cursor, HostLostAction, Instance, InstanceSpec, Observed, PlacementHints, Resize,
-    Restart, UsageTotal,
+    CapacityShortAction, Cursor, HostLostAction, Instance, InstanceSpec, Observed, PlacementHints,
+    Resize, Restart, UsageTotal,
 };
 pub use state::{Life, State};
 

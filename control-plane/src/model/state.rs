@@ -200,7 +200,11 @@ impl Life {
             Input::Gone => self.gone("Its host has nothing of it any more"),
             Input::HostLost => self.host_lost(),
             Input::HostBack if self.state == State::Unreachable => {
-                let state = if self.ran { State::Running } else { State::Starting };
+                let state = if self.ran {
+                    State::Running
+                } else {
+                    State::Starting
+                };
                 self.enter(state, Some("Its host is back".into()));
             }
             Input::HostBack => {}
@@ -247,7 +251,10 @@ impl Life {
                 self.ran = true;
                 self.enter(State::Running, None);
             }
-            (State::Starting | State::Running | State::Unreachable, HostPhase::LaunchFailed { reason }) => {
+            (
+                State::Starting | State::Running | State::Unreachable,
+                HostPhase::LaunchFailed { reason },
+            ) => {
                 self.promised = false;
                 self.enter(State::Failed, Some(reason.clone()));
             }
@@ -257,10 +264,17 @@ impl Life {
             ) => {
                 self.ran = true;
                 self.promised = false;
-                let state = if *status == 0 { State::Stopped } else { State::Failed };
+                let state = if *status == 0 {
+                    State::Stopped
+                } else {
+                    State::Failed
+                };
                 self.enter(state, Some(reason.clone()));
             }
-            (State::Stopping, HostPhase::Ended { reason, .. } | HostPhase::LaunchFailed { reason }) => {
+            (
+                State::Stopping,
+                HostPhase::Ended { reason, .. } | HostPhase::LaunchFailed { reason },
+            ) => {
                 self.promised = false;
                 self.enter(State::Stopped, Some(reason.clone()));
             }
@@ -360,7 +374,11 @@ impl Life {
             return;
         }
         // Without a host nothing is left anywhere.
-        let state = if self.host.is_some() { State::Terminating } else { State::Terminated };
+        let state = if self.host.is_some() {
+            State::Terminating
+        } else {
+            State::Terminated
+        };
         if self.state != state {
             self.enter(state, None);
         }
@@ -490,7 +508,10 @@ mod tests {
             reason: "Triple fault".into(),
         });
         let life = after(&[placed(), Input::Seen(HostPhase::Running), crashed]);
-        assert_eq!((life.state, life.goal("a", 1)), (State::Failed, GoalKind::Stop));
+        assert_eq!(
+            (life.state, life.goal("a", 1)),
+            (State::Failed, GoalKind::Stop)
+        );
     }
 
     #[test]

@@ -11,7 +11,7 @@
 //! nodes. One suite of tests (`suite`) holds both to the same behaviour. Values are JSON of the types
 //! in [`crate::model`]; this module does not look into them.
 
-//ETCD
+pub mod etcd;
 pub mod sqlite;
 #[cfg(test)]
 mod suite;
@@ -236,8 +236,12 @@ pub trait Registry: Send + Sync + std::fmt::Debug {
     fn get_many<'a>(&'a self, keys: &'a [String]) -> Reply<'a, Vec<Option<Entry>>>;
 
     /// Reads the keys with a prefix that come after a key, at most `limit` and [`LIST_MAX`].
-    fn list<'a>(&'a self, prefix: &'a str, after: Option<&'a str>, limit: usize)
-    -> Reply<'a, Listing>;
+    fn list<'a>(
+        &'a self,
+        prefix: &'a str,
+        after: Option<&'a str>,
+        limit: usize,
+    ) -> Reply<'a, Listing>;
 
     /// The same, from the last key backwards, before a key.
     fn list_back<'a>(
@@ -263,7 +267,7 @@ pub trait Registry: Send + Sync + std::fmt::Debug {
     fn watch<'a>(&'a self, prefix: &'a str, after: Revision) -> Reply<'a, Watch>;
 }
 
-impl dyn Registry {
+impl dyn Registry + '_ {
     /// Reads one key.
     ///
     /// # Errors

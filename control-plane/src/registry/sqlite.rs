@@ -33,8 +33,7 @@ const READERS_MAX: usize = 8;
 const HISTORY: usize = 8192;
 
 /// Each brings the file from its index to the next version. They are never changed, only added to.
-const MIGRATIONS: &[&str] = &[
-    "CREATE TABLE entry (
+const MIGRATIONS: &[&str] = &["CREATE TABLE entry (
          key      TEXT PRIMARY KEY,
          value    BLOB NOT NULL,
          revision INTEGER NOT NULL,
@@ -43,8 +42,7 @@ const MIGRATIONS: &[&str] = &[
      CREATE INDEX entry_lease ON entry (lease) WHERE lease IS NOT NULL;
      CREATE TABLE lease (id INTEGER PRIMARY KEY AUTOINCREMENT, ttl_ms INTEGER NOT NULL);
      CREATE TABLE counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
-     INSERT INTO counter VALUES ('revision', 0);",
-];
+     INSERT INTO counter VALUES ('revision', 0);"];
 
 /// The registry in a file.
 #[derive(Debug)]
@@ -130,9 +128,7 @@ impl SqliteRegistry {
         let sent = self.queue.send(job(answer));
         Box::pin(async move {
             sent.map_err(|_| broken("its thread has ended"))?;
-            answered
-                .await
-                .map_err(|_| broken("its thread has ended"))?
+            answered.await.map_err(|_| broken("its thread has ended"))?
         })
     }
 
