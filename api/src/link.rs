@@ -358,6 +358,8 @@ pub enum ToAgent {
         certificate: String,
         /// Certificates of authorities that the control plane's own may be signed by, PEM.
         authorities: String,
+        /// How long the certificate is good, in seconds.
+        life_s: u64,
     },
     /// Answers `Hello`.
     Welcome {

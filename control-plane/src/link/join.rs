@@ -85,6 +85,7 @@ pub fn certificate(control: &Control, host: &str, request: &str) -> Answer<ToAge
         host: host.to_owned(),
         certificate: signed.map_err(|error| bad_request(&error))?,
         authorities: control.authorities.pem(),
+        life_s: life.as_secs(),
     })
 }
 

@@ -121,8 +121,9 @@ fn read_line(line: &str, cursor: &Cursor) -> Option<Line> {
     holds.then_some(parsed)
 }
 
-/// Takes records of usage; says how far the record goes then. `None`: it is not this host's, or its
-/// chain does not hold: nothing more of it is taken, and the customer's events say so.
+/// Takes records of usage; says how far the record goes then. `None`: it is not this host's. A chain that
+/// does not hold is not counted from there on, and the customer's events say so; its host is told that
+/// it was taken, so that it does not send it for ever.
 pub async fn usage(
     control: &Control,
     host: &str,
@@ -136,8 +137,12 @@ pub async fn usage(
     crate::draft::again(|| async {
         let mut draft = control.draft();
         let mut cursor: Cursor = draft.read(cursor_key(placement)).await?.unwrap_or_default();
+        let all_of_it = Recorded {
+            usage: first.saturating_add(lines.len() as u64),
+            ..recorded(placement, &cursor)
+        };
         if cursor.head == BROKEN {
-            return Ok(None);
+            return Ok(Some(all_of_it));
         }
         let total_key = format!("usage-total/{}", placement.id);
         let mut total: UsageTotal = draft.read(total_key.clone()).await?.unwrap_or_default();
@@ -174,7 +179,7 @@ pub async fn usage(
         draft.write(cursor_key(placement), &cursor)?;
         draft.write(total_key, &total)?;
         draft.commit().await?;
-        Ok::<_, Fault>((!is_broken).then(|| recorded(placement, &cursor)))
+        Ok::<_, Fault>(Some(if is_broken { all_of_it } else { recorded(placement, &cursor) }))
     })
     .await
 }
