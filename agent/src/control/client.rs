@@ -82,7 +82,11 @@ impl ControlClient {
     ///
     /// # Errors
     /// Its files cannot be read, or there is no thread for it.
-    pub fn start(config: &ClientConfig, identity: Identity, host: Arc<dyn Host>) -> io::Result<Self> {
+    pub fn start(
+        config: &ClientConfig,
+        identity: Identity,
+        host: Arc<dyn Host>,
+    ) -> io::Result<Self> {
         let fence = Fence::open(&config.folder.join("fence.json"))?;
         let shared = Arc::new(Shared {
             wake: Wakeup::new()?,
@@ -193,7 +197,10 @@ impl Client {
     fn say(&mut self, trouble: &str) {
         if self.said != trouble {
             self.said = trouble.to_owned();
-            eprintln!("concertina: control plane {}: {trouble}", self.identity.address());
+            eprintln!(
+                "concertina: control plane {}: {trouble}",
+                self.identity.address()
+            );
         }
     }
 
@@ -260,7 +267,9 @@ impl Client {
                 messages.push(message);
             }
         }
-        messages.into_iter().try_for_each(|message| self.take(message))
+        messages
+            .into_iter()
+            .try_for_each(|message| self.take(message))
     }
 
     fn take(&mut self, message: ToAgent) -> io::Result<()> {
@@ -273,7 +282,9 @@ impl Client {
                 if let Some(connected) = &mut self.link {
                     connected.report_every = Duration::from_millis(report_every_ms.max(50));
                     connected.is_welcome = true;
-                    recorded.iter().for_each(|recorded| connected.records.taken(recorded));
+                    recorded
+                        .iter()
+                        .for_each(|recorded| connected.records.taken(recorded));
                 }
                 self.backoff = BACKOFF.0;
                 self.said.clear();
@@ -328,7 +339,11 @@ impl Client {
             // A guest that runs already is only said to when the launch has returned.
             view.insert(placement.clone(), preparing());
         }
-        for placement in self.wanted.keys().filter(|placement| !self.busy.contains_key(placement)) {
+        for placement in self
+            .wanted
+            .keys()
+            .filter(|placement| !self.busy.contains_key(placement))
+        {
             if let Some(reason) = self.fence.failure(placement)
                 && !view.contains_key(placement)
             {
@@ -340,7 +355,11 @@ impl Client {
         view
     }
 
-    fn reconcile(&mut self, view: &BTreeMap<Placement, HostInstance>, gone: &mut BTreeSet<Placement>) {
+    fn reconcile(
+        &mut self,
+        view: &BTreeMap<Placement, HostInstance>,
+        gone: &mut BTreeSet<Placement>,
+    ) {
         let wanted: Vec<(Placement, Goal)> = self.wanted.clone().into_iter().collect();
         for (placement, goal) in wanted {
             if self.busy.contains_key(&placement) || self.busy.len() >= ACTIONS_MAX {
@@ -348,7 +367,9 @@ impl Client {
             }
             let recorded = self.link.as_ref().is_some_and(|connected| {
                 connected.is_welcome
-                    && connected.records.is_complete(self.host.as_ref(), &placement)
+                    && connected
+                        .records
+                        .is_complete(self.host.as_ref(), &placement)
             });
             let there = There {
                 seen: view.get(&placement),
@@ -383,7 +404,11 @@ impl Client {
         let keep_disk = self.wanted.iter().any(|(other, goal)| {
             other.id == placement.id && *other != placement && *goal != Goal::Absent
         });
-        let (host, shared, goal) = (Arc::clone(&self.host), Arc::clone(&self.shared), goal.clone());
+        let (host, shared, goal) = (
+            Arc::clone(&self.host),
+            Arc::clone(&self.shared),
+            goal.clone(),
+        );
         let doing = placement.clone();
         let task = move || {
             let result = act(host.as_ref(), &doing, &goal, action, !keep_disk);
@@ -481,22 +506,25 @@ impl Client {
             return Ok(());
         };
         // What was told to be here and is not any more.
-        let vanished = connected.reported.keys().filter(|placement| !view.contains_key(placement));
+        let vanished = connected
+            .reported
+            .keys()
+            .filter(|placement| !view.contains_key(placement));
         gone.extend(vanished.cloned());
         gone.retain(|placement| !view.contains_key(placement));
         let is_due = connected.reported_at.elapsed() >= connected.report_every;
         let is_news = |seen: &&HostInstance| {
             let before = connected.reported.get(&seen.placement);
-            before.is_none_or(|before| {
-                is_other(before, seen) || (is_due && before != *seen)
-            })
+            before.is_none_or(|before| is_other(before, seen) || (is_due && before != *seen))
         };
         let instances: Vec<HostInstance> = view.values().filter(is_news).cloned().collect();
         if !is_due && instances.is_empty() && gone.is_empty() {
             return Ok(());
         }
         for seen in &instances {
-            connected.reported.insert(seen.placement.clone(), seen.clone());
+            connected
+                .reported
+                .insert(seen.placement.clone(), seen.clone());
         }
         for placement in &gone {
             connected.reported.remove(placement);
@@ -546,12 +574,20 @@ fn act(
     with_disk: bool,
 ) -> Result<(), String> {
     match (action, goal) {
-        (Action::Launch, Goal::Run { order, policy_version }) => {
-            host.launch(placement, order, *policy_version)
-        }
-        (Action::ReplacePolicy, Goal::Run { order, policy_version }) => {
-            host.replace_policy(placement, &order.policy, *policy_version)
-        }
+        (
+            Action::Launch,
+            Goal::Run {
+                order,
+                policy_version,
+            },
+        ) => host.launch(placement, order, *policy_version),
+        (
+            Action::ReplacePolicy,
+            Goal::Run {
+                order,
+                policy_version,
+            },
+        ) => host.replace_policy(placement, &order.policy, *policy_version),
         (Action::Stop { force, timeout_ms }, _) => host.stop(placement, force, timeout_ms),
         (Action::Remove, _) => host.remove(placement, with_disk),
         _ => Ok(()),

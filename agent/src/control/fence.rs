@@ -113,7 +113,11 @@ impl Fence {
         }
         let over = self.entries.values().filter(|entry| entry.over).count();
         let excess = over.saturating_sub(OVER_MAX);
-        let oldest = self.entries.iter().filter(|(_, entry)| entry.over).take(excess);
+        let oldest = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| entry.over)
+            .take(excess);
         let oldest: Vec<String> = oldest.map(|(id, _)| id.clone()).collect();
         for id in oldest {
             self.entries.remove(&id);

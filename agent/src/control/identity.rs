@@ -12,7 +12,9 @@ use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, Error as TlsError, RootCertStore, SignatureScheme};
+use rustls::{
+    ClientConfig, DigitallySignedStruct, Error as TlsError, RootCertStore, SignatureScheme,
+};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -31,7 +33,9 @@ const JOIN_TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
     /// The token has not the form of one.
-    #[error("The join token is not whole: 'concertina host token' gives one like HOST:PORT/ID_SECRET/FINGERPRINT")]
+    #[error(
+        "The join token is not whole: 'concertina host token' gives one like HOST:PORT/ID_SECRET/FINGERPRINT"
+    )]
     Token,
     /// A file.
     #[error("{path}: {source}")]
@@ -145,8 +149,8 @@ impl Identity {
             return Ok(None);
         }
         let key = KeyPair::from_pem(&read(&folder.join(KEY_FILE))?).map_err(certificate_error)?;
-        let about = serde_json::from_str(&read(&folder.join(ABOUT_FILE))?)
-            .map_err(certificate_error)?;
+        let about =
+            serde_json::from_str(&read(&folder.join(ABOUT_FILE))?).map_err(certificate_error)?;
         Ok(Some(Self {
             folder: folder.to_owned(),
             key,
@@ -217,12 +221,13 @@ impl Identity {
             .and_then(Iterator::collect::<Result<Vec<_>, _>>)
             .map_err(certificate_error)?;
         let key = PrivateKeyDer::try_from(self.key.serialize_der()).map_err(certificate_error)?;
-        let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .map_err(certificate_error)?
-            .with_root_certificates(roots)
-            .with_client_auth_cert(chain, key)
-            .map_err(certificate_error)?;
+        let config =
+            ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+                .with_protocol_versions(&[&rustls::version::TLS13])
+                .map_err(certificate_error)?
+                .with_root_certificates(roots)
+                .with_client_auth_cert(chain, key)
+                .map_err(certificate_error)?;
         Ok(Arc::new(config))
     }
 }
@@ -258,14 +263,18 @@ pub fn join(folder: &Path, words: &JoinWords, name: &str) -> Result<Identity, Id
     };
     let deadline = Instant::now() + JOIN_TIMEOUT;
     let tls = Pinned::tls(&words.fingerprint)?;
-    let mut link = Link::connect(&words.address, tls, deadline).map_err(|e| unreachable(e.to_string()))?;
+    let mut link =
+        Link::connect(&words.address, tls, deadline).map_err(|e| unreachable(e.to_string()))?;
     let join = FromAgent::Join {
         token: words.secret.clone(),
         name: name.to_owned(),
         request: request(&key)?,
     };
     link.send(&join).map_err(|e| unreachable(e.to_string()))?;
-    match link.receive(deadline).map_err(|e| unreachable(e.to_string()))? {
+    match link
+        .receive(deadline)
+        .map_err(|e| unreachable(e.to_string()))?
+    {
         ToAgent::Certificate {
             host,
             certificate,
@@ -330,15 +339,19 @@ impl ServerCertVerifier for Pinned {
             hex == self.fingerprint
         };
         let Some(authority) = intermediates.iter().find(is_pinned) else {
-            return Err(TlsError::General("it is not the control plane that the token is of".into()));
+            return Err(TlsError::General(
+                "it is not the control plane that the token is of".into(),
+            ));
         };
         // The pinned one has to have signed what is shown, for this name, and for now.
         let mut roots = RootCertStore::empty();
         roots.add(authority.clone().into_owned())?;
-        let verifier =
-            WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&self.provider))
-                .build()
-                .map_err(|error| TlsError::General(error.to_string()))?;
+        let verifier = WebPkiServerVerifier::builder_with_provider(
+            Arc::new(roots),
+            Arc::clone(&self.provider),
+        )
+        .build()
+        .map_err(|error| TlsError::General(error.to_string()))?;
         verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
     }
 
@@ -363,7 +376,9 @@ impl ServerCertVerifier for Pinned {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }
 
@@ -380,7 +395,10 @@ mod tests {
     fn a_token_that_was_cut_off_is_recognised() {
         let whole = format!("10.0.0.1:7071/j-1_secret/{}", "0a".repeat(32));
         let words: JoinWords = whole.parse().unwrap();
-        assert_eq!((words.address.as_str(), words.secret.as_str()), ("10.0.0.1:7071", "j-1_secret"));
+        assert_eq!(
+            (words.address.as_str(), words.secret.as_str()),
+            ("10.0.0.1:7071", "j-1_secret")
+        );
         for length in 0..whole.len() {
             assert!(whole[..length].parse::<JoinWords>().is_err(), "{length}");
         }

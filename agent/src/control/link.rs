@@ -74,7 +74,10 @@ impl Link {
     pub fn send(&mut self, message: &FromAgent) -> io::Result<()> {
         let line = serde_json::to_vec(message)?;
         if line.len() >= LINE_MAX_BYTES || self.outbox.len() > BACKLOG_MAX {
-            return Err(io::Error::new(ErrorKind::TimedOut, "the control plane does not read"));
+            return Err(io::Error::new(
+                ErrorKind::TimedOut,
+                "the control plane does not read",
+            ));
         }
         self.outbox.extend_from_slice(&line);
         self.outbox.push(b'\n');
@@ -131,9 +134,16 @@ impl Link {
                 }
                 Ok(length) => {
                     moved = true;
-                    self.inbox.extend_from_slice(buffer.get(..length).unwrap_or_default());
+                    self.inbox
+                        .extend_from_slice(buffer.get(..length).unwrap_or_default());
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(moved),
+                // Cut off without a farewell: what came before it counts. Lines say themselves whether
+                // they are whole.
+                Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
+                    self.is_over = true;
+                    return Ok(moved);
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -169,7 +179,11 @@ impl Link {
             return Err(ErrorKind::TimedOut.into());
         }
         let writes = self.tls.wants_write() || !self.outbox.is_empty();
-        let events = if writes { libc::POLLIN | libc::POLLOUT } else { libc::POLLIN };
+        let events = if writes {
+            libc::POLLIN | libc::POLLOUT
+        } else {
+            libc::POLLIN
+        };
         let mut waited = vec![(self.socket.as_raw_fd(), events)];
         waited.extend(others.iter().map(|fd| (*fd, libc::POLLIN)));
         poll::wait(&waited, Some(left)).map(drop)

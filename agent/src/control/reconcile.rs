@@ -68,7 +68,9 @@ pub fn action(goal: &Goal, there: There<'_>) -> Action {
     match goal {
         Goal::Run { .. } if there.fenced => absent(lives, ends, there.recorded),
         Goal::Run { policy_version, .. } => {
-            let differs = seen.policy_version.is_some_and(|version| version != *policy_version);
+            let differs = seen
+                .policy_version
+                .is_some_and(|version| version != *policy_version);
             let refused = seen.policy_problem.is_some();
             match seen.phase {
                 HostPhase::Running if differs && !refused => Action::ReplacePolicy,
@@ -91,7 +93,11 @@ fn absent(lives: bool, ends: bool, recorded: bool) -> Action {
             timeout_ms: FENCED_STOP_MS,
         };
     }
-    if ends || !recorded { Action::Nothing } else { Action::Remove }
+    if ends || !recorded {
+        Action::Nothing
+    } else {
+        Action::Remove
+    }
 }
 
 #[cfg(test)]

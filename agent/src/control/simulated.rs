@@ -84,8 +84,20 @@ impl SimulatedHost {
     /// Placements whose guest runs.
     pub fn running(&self) -> Vec<Placement> {
         let inner = self.inner();
-        let runs = inner.instances.iter().filter(|(_, i)| i.phase == HostPhase::Running);
+        let runs = inner
+            .instances
+            .iter()
+            .filter(|(_, i)| i.phase == HostPhase::Running);
         runs.map(|(placement, _)| placement.clone()).collect()
+    }
+
+    /// Placements of one instance that have a trace here, in any phase.
+    pub fn instances_of(&self, id: &str) -> usize {
+        self.inner()
+            .instances
+            .keys()
+            .filter(|placement| placement.id == id)
+            .count()
     }
 
     /// Whether nothing of any placement is left, no disk either.
@@ -131,7 +143,11 @@ impl SimulatedHost {
     /// The chain of usage of an instance.
     pub fn chain(&self, placement: &Placement) -> Vec<String> {
         let inner = self.inner();
-        inner.instances.get(placement).map(|i| i.usage.clone()).unwrap_or_default()
+        inner
+            .instances
+            .get(placement)
+            .map(|i| i.usage.clone())
+            .unwrap_or_default()
     }
 }
 
@@ -284,7 +300,10 @@ impl Host for SimulatedHost {
 
     fn remove(&self, placement: &Placement, with_disk: bool) -> Result<(), String> {
         let mut inner = self.inner();
-        let runs = inner.instances.get(placement).is_some_and(|i| i.phase == HostPhase::Running);
+        let runs = inner
+            .instances
+            .get(placement)
+            .is_some_and(|i| i.phase == HostPhase::Running);
         if runs {
             return Err("It still runs".into());
         }
@@ -363,14 +382,26 @@ impl Host for SimulatedHost {
         let inner = self.inner();
         let instance = inner.instances.get(placement);
         let events = instance.map(|instance| instance.events.iter());
-        events.into_iter().flatten().skip(at(from)).take(limit).cloned().collect()
+        events
+            .into_iter()
+            .flatten()
+            .skip(at(from))
+            .take(limit)
+            .cloned()
+            .collect()
     }
 
     fn usage(&self, placement: &Placement, from: u64, limit: usize) -> Vec<String> {
         let inner = self.inner();
         let instance = inner.instances.get(placement);
         let lines = instance.map(|instance| instance.usage.iter());
-        lines.into_iter().flatten().skip(at(from)).take(limit).cloned().collect()
+        lines
+            .into_iter()
+            .flatten()
+            .skip(at(from))
+            .take(limit)
+            .cloned()
+            .collect()
     }
 }
 

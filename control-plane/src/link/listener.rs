@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use concertina_api::link::{FromAgent, ToAgent};
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
@@ -104,7 +105,8 @@ async fn connection(
                     refuse(problem.code, problem.detail)
                 }
             };
-            send(&mut writer, &answer).await
+            send(&mut writer, &answer).await?;
+            Ok(writer.shutdown().await?)
         }
         (hello @ FromAgent::Hello { .. }, Some(key)) => {
             let host = host_of(control, &key).await;

@@ -179,7 +179,11 @@ pub async fn usage(
         draft.write(cursor_key(placement), &cursor)?;
         draft.write(total_key, &total)?;
         draft.commit().await?;
-        Ok::<_, Fault>(Some(if is_broken { all_of_it } else { recorded(placement, &cursor) }))
+        Ok::<_, Fault>(Some(if is_broken {
+            all_of_it
+        } else {
+            recorded(placement, &cursor)
+        }))
     })
     .await
 }

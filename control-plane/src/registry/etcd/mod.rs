@@ -5,6 +5,8 @@
 //! so the second time is a conflict, and whoever asked reads again and finds its own change.
 
 mod gateway;
+#[cfg(test)]
+pub(super) mod testing;
 mod watch;
 
 use std::time::Duration;
