@@ -205,7 +205,7 @@ pub struct Wanted {
 
 /// How a placement stands on its host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "phase", rename_all = "snake_case")]
+#[serde(tag = "is", rename_all = "snake_case")]
 pub enum HostPhase {
     /// Its image is being fetched, or its VM built.
     Preparing,
@@ -241,7 +241,6 @@ pub struct HostInstance {
     #[serde(flatten)]
     pub placement: Placement,
     /// How it stands.
-    #[serde(flatten)]
     pub phase: HostPhase,
     /// Version of the policy that is in force; absent: not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -396,6 +395,61 @@ pub enum ToAgent {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Flattened parts must not have fields of the same name.
+    #[test]
+    fn messages_are_read_as_they_were_written() {
+        let placement = Placement {
+            id: "i".into(),
+            generation: 2,
+        };
+        let seen = |phase| HostInstance {
+            placement: placement.clone(),
+            phase,
+            policy_version: Some(3),
+            status: None,
+            metrics: BTreeMap::from([("cpu".to_owned(), 1.5)]),
+            capacity_short: Some(CapacityShort { why: "full".into() }),
+            policy_problem: Some("no".into()),
+        };
+        let ended = HostPhase::Ended {
+            status: 65,
+            reason: "Triple fault".into(),
+        };
+        let started = crate::event::EventKind::Ended {
+            status: Some(0),
+            reason: "Power off".into(),
+        };
+        let event = Event {
+            time: "t".into(),
+            uptime_ms: 1,
+            kind: started,
+        };
+        for message in [
+            FromAgent::Report {
+                capacity: HostCapacity::default(),
+                instances: vec![seen(HostPhase::Running), seen(ended)],
+                gone: vec![placement.clone()],
+            },
+            FromAgent::Events {
+                placement: placement.clone(),
+                first: 7,
+                events: vec![event],
+            },
+        ] {
+            let text = serde_json::to_string(&message).unwrap();
+            assert_eq!(serde_json::from_str::<FromAgent>(&text).unwrap(), message);
+        }
+        let wanted = ToAgent::Wanted(Wanted {
+            placement,
+            goal: Goal::Stop {
+                force: true,
+                timeout_ms: 5,
+            },
+        });
+        let text = serde_json::to_string(&wanted).unwrap();
+        assert_eq!(serde_json::from_str::<ToAgent>(&text).unwrap(), wanted);
+    }
 
     #[test]
     fn names_on_a_host_tell_the_placement_and_others_are_not_mistaken() {

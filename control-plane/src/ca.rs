@@ -175,6 +175,12 @@ impl Authorities {
             .ok_or_else(|| broken("there is no authority"))
     }
 
+    /// Changes when another authority is known, or another one signs.
+    pub fn mark(&self) -> (usize, u32) {
+        let signing = self.signing().map_or(0, |authority| authority.number);
+        (self.all().len(), signing)
+    }
+
     /// Certificates of all, PEM.
     pub fn pem(&self) -> String {
         self.all()

@@ -45,7 +45,16 @@ pub async fn join(control: &Control, token: &str, name: &str, request: &str) -> 
             };
         }
         let name_key = format!("host-name/{name}");
-        if draft.read::<String>(name_key.clone()).await?.is_some() {
+        if let Some(there) = draft.read::<String>(name_key.clone()).await? {
+            // The same host again, whose certificate has ended.
+            let host = draft.read::<Host>(format!("host/{there}")).await?;
+            if host.is_some_and(|host| host.public_key == public_key) {
+                token.used_by = Some(there.clone());
+                token.public_key = Some(public_key.clone());
+                draft.write(format!("join/{id}"), &token)?;
+                draft.commit().await?;
+                return Ok(there);
+            }
             let detail = format!(
                 "There is a host '{name}' already: remove it first, or choose another name"
             );

@@ -28,7 +28,7 @@ const CERTIFICATE_AGE: Duration = Duration::from_secs(60);
 /// Serves agents until `stop` says so.
 pub async fn serve(control: Arc<Control>, listener: TcpListener, mut stop: watch::Receiver<bool>) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let mut acceptor: Option<(tokio::time::Instant, TlsAcceptor)> = None;
+    let mut acceptor: Option<(tokio::time::Instant, (usize, u32), TlsAcceptor)> = None;
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else {
             return;
@@ -41,20 +41,28 @@ pub async fn serve(control: Arc<Control>, listener: TcpListener, mut stop: watch
             tokio::time::sleep(ACCEPT_PAUSE).await;
             continue;
         };
-        let fresh = acceptor
+        let mark = control.authorities.mark();
+        let is_fresh = |made: &tokio::time::Instant| made.elapsed() < CERTIFICATE_AGE;
+        let kept = acceptor
             .take()
-            .filter(|(made, _)| made.elapsed() < CERTIFICATE_AGE);
-        let (made, tls) = match fresh {
-            Some(fresh) => fresh,
+            .filter(|(made, of, _)| is_fresh(made) && *of == mark);
+        let tls = match kept {
+            Some((made, of, tls)) => {
+                acceptor = Some((made, of, tls.clone()));
+                tls
+            }
             None => match make_acceptor(&control).await {
-                Ok(tls) => (tokio::time::Instant::now(), tls),
+                Ok(tls) => {
+                    let mark = control.authorities.mark();
+                    acceptor = Some((tokio::time::Instant::now(), mark, tls.clone()));
+                    tls
+                }
                 Err(error) => {
                     eprintln!("concertina control: {error}");
                     continue;
                 }
             },
         };
-        acceptor = Some((made, tls.clone()));
         let (control, stop) = (Arc::clone(&control), stop.clone());
         tokio::spawn(async move {
             if let Ok(Ok(stream)) = tokio::time::timeout(HELLO_TIMEOUT, tls.accept(stream)).await {

@@ -80,7 +80,7 @@ pub async fn events(
             cursor.events += fresh.len() as u64;
             let event = |(number, event): &&(u64, &HostEvent)| Event::Host {
                 generation: placement.generation,
-                number: *number,
+                host_number: *number,
                 event: (*event).clone(),
             };
             let taken = fresh.iter().map(event).collect();

@@ -78,7 +78,12 @@ pub async fn run(
             };
             send(&mut session.writer, &refused).await
         }
-        Err(End::Line(error)) => Err(error),
+        Err(End::Line(error)) => {
+            if matches!(error, LineError::Message(_)) {
+                eprintln!("concertina control: the connection of host '{name}' ends: {error}");
+            }
+            Err(error)
+        }
         Err(End::Fault(fault)) => {
             eprintln!("concertina control: the connection of host '{name}' ends: {fault}");
             Ok(())

@@ -16,7 +16,7 @@ pub enum Event {
         /// Generation of the placement.
         generation: u64,
         /// Its number there, from 0.
-        number: u64,
+        host_number: u64,
         /// What.
         #[serde(flatten)]
         event: HostEvent,

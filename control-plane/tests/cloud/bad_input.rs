@@ -67,7 +67,7 @@ async fn each_wrong_value_is_named() {
         ("/image", json!("debian"), 422, "NAME:VERSION"),
         ("/image", json!("debian:13"), 404, "debian:13"),
         ("/image", json!("../x:12"), 404, "image"),
-        ("/bounds/cpus/min", json!(-1), 422, "cpus"),
+        ("/bounds/cpus/min", json!(-1), 422, "-1"),
         ("/bounds/cpus/min", json!(8), 422, "8"),
         ("/bounds/memory/max", json!("lots"), 422, "lots"),
         ("/thresholds", json!(["cpo > 1%: +1 cpu"]), 422, "cpo"),

@@ -7,7 +7,7 @@ use crate::support::{Cloud, eventually};
 #[tokio::test(flavor = "multi_thread")]
 async fn hosts_renew_and_a_rotated_authority_takes_over() {
     let cloud =
-        Cloud::start_with(|settings| settings.certificate_life = Duration::from_secs(6)).await;
+        Cloud::start_with(|settings| settings.certificate_life = Duration::from_secs(15)).await;
     let mut host = cloud.host("one").await;
     let certificate = || std::fs::read_to_string(host.folder.join("host.pem")).unwrap();
     let authorities = || std::fs::read_to_string(host.folder.join("authorities.pem")).unwrap();
@@ -29,7 +29,7 @@ async fn hosts_renew_and_a_rotated_authority_takes_over() {
         "both are trusted"
     );
     // By now the second signs what the control plane shows, and what hosts get.
-    tokio::time::sleep(Duration::from_secs(7)).await;
+    tokio::time::sleep(Duration::from_secs(16)).await;
     host.connect().await;
     cloud.host_is(&host.id, "ready").await;
     let other = cloud.host("two").await;

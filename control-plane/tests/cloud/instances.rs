@@ -136,7 +136,7 @@ async fn what_does_not_fit_is_refused_with_numbers_and_leaves_no_trace() {
     assert_eq!(nowhere.problem(409), "no_capacity");
     let _host = cloud.host("one").await;
     let mut body = launch("web");
-    body["bounds"]["cpus"] = json!({"min": 9, "max": 9});
+    body["bounds"]["cpus"] = json!({"min": 9, "max": 12});
     let large = api.post("/v1/instances", body).await;
     assert!(
         large.text.contains("9 CPUs") && large.text.contains("8 CPUs"),

@@ -95,13 +95,6 @@ fn view(recorded: &Recorded) -> Option<EventView> {
         _ => String::new(),
     };
     let (source, event) = (word("source"), word("event"));
-    // The number in the host's own journal must not hide that of the record.
-    if source == "host"
-        && let Some(value) = serde_json::to_value(&recorded.event).ok()
-        && let Some(number) = value.get("number")
-    {
-        rest.insert("host_number".into(), number.clone());
-    }
     Some(EventView {
         number: recorded.number,
         instance: recorded.instance.clone(),
