@@ -11,11 +11,16 @@
 #![forbid(unsafe_code)]
 
 pub mod ca;
+pub mod client;
 pub mod config;
 pub mod control;
 mod controller;
 pub mod draft;
 pub mod http;
+/// Methods of requests, for users of [`client`].
+pub mod http_method {
+    pub use axum::http::Method;
+}
 pub mod ids;
 pub mod keys;
 pub mod limit;

@@ -1,5 +1,7 @@
 //! `concertina ps`: the instances of a state folder, as a table or as JSON.
 
+pub mod remote;
+
 use std::time::Duration;
 
 use concertina_agent::state_dir::{InstanceEntry, StateDir};

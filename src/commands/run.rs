@@ -3,6 +3,7 @@
 mod background;
 mod foreground;
 mod image;
+pub mod remote;
 
 use std::ffi::OsString;
 use std::path::PathBuf;

@@ -1,5 +1,7 @@
 //! `concertina status`: one instance, once or again and again, for people or for programs.
 
+pub mod remote;
+
 use std::io::IsTerminal;
 use std::time::Duration;
 

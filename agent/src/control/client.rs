@@ -60,6 +60,7 @@ struct Shared {
 }
 
 /// Something that took time has ended.
+#[allow(clippy::large_enum_variant)] // there are few at a time
 #[derive(Debug)]
 enum Done {
     Action(Placement, Action, Result<(), String>),

@@ -9,6 +9,7 @@
 //! has its whole time again, since nobody could keep it alive meanwhile.
 
 use std::collections::{HashMap, VecDeque};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -104,6 +105,7 @@ impl SqliteRegistry {
         create_private(path).map_err(|error| {
             RegistryError::Unavailable(format!("{} cannot be made: {error}", path.display()))
         })?;
+        let lock = lock_file(path)?;
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let mut connection = open_connection(path, flags).map_err(broken)?;
         connection
@@ -111,7 +113,7 @@ impl SqliteRegistry {
             .map_err(broken)?;
         migrate(&mut connection)?;
         let (queue, jobs) = mpsc::channel();
-        let mut writer = Writer::new(connection).map_err(broken)?;
+        let mut writer = Writer::new(connection, lock).map_err(broken)?;
         thread::Builder::new()
             .name("registry".into())
             .spawn(move || writer.run(&jobs))
@@ -165,6 +167,91 @@ impl SqliteRegistry {
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Takes the file for this process.
+fn lock_file(path: &Path) -> Result<File, RegistryError> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    let file = File::create(Path::new(&name)).map_err(broken)?;
+    file.try_lock().map_err(|_| {
+        RegistryError::Unavailable(format!("another process has {} open", path.display()))
+    })?;
+    Ok(file)
+}
+
+/// Writes a copy of a registry's file, also while a node works with it: as of one commit.
+///
+/// # Errors
+/// It cannot be read, or the copy is there already or cannot be written.
+pub fn backup(path: &Path, copy: &Path) -> Result<(), RegistryError> {
+    if copy.exists() {
+        return Err(RegistryError::Unavailable(format!(
+            "{} is there already",
+            copy.display()
+        )));
+    }
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let source = open_connection(path, flags).map_err(broken)?;
+    let unfinished = copy.with_extension("unfinished");
+    let made = create_private(&unfinished)
+        .map_err(broken)
+        .and_then(|()| copy_pages(&source, &unfinished).map_err(broken))
+        .and_then(|()| check(&unfinished))
+        .and_then(|()| std::fs::rename(&unfinished, copy).map_err(broken));
+    if made.is_err() {
+        let _ = std::fs::remove_file(&unfinished);
+    }
+    made
+}
+
+fn copy_pages(source: &Connection, copy: &Path) -> rusqlite::Result<()> {
+    let mut target = Connection::open(copy)?;
+    let backup = rusqlite::backup::Backup::new(source, &mut target)?;
+    // All at once: a step that lets others write in between would begin again.
+    backup.run_to_completion(-1, Duration::from_millis(50), None)
+}
+
+/// Whether a file is a registry that this program can read.
+fn check(path: &Path) -> Result<(), RegistryError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags).map_err(broken)?;
+    let version: usize = connection
+        .pragma_query_value(None, "user_version", |row| row.get(0))
+        .map_err(broken)?;
+    let sound: String = connection
+        .pragma_query_value(None, "integrity_check", |row| row.get(0))
+        .map_err(broken)?;
+    if sound != "ok" || version == 0 || version > MIGRATIONS.len() {
+        return Err(RegistryError::Unavailable(format!(
+            "{} is no registry of this program: version {version}, {sound}",
+            path.display()
+        )));
+    }
+    Ok(())
+}
+
+/// Puts a backup in the place of a registry's file. No node may work with it; what was there is kept
+/// beside it, with the ending `.before`.
+///
+/// # Errors
+/// The backup is none, or a node has the file open.
+pub fn restore(backup: &Path, path: &Path) -> Result<(), RegistryError> {
+    check(backup)?;
+    let _lock = lock_file(path)?;
+    let fresh = path.with_extension("restoring");
+    std::fs::copy(backup, &fresh).map_err(broken)?;
+    let sync = File::open(&fresh).and_then(|file| file.sync_all());
+    sync.map_err(broken)?;
+    if path.exists() {
+        // With what is only in the write-ahead log so far.
+        let old = open_connection(path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(broken)?;
+        old.pragma_update(None, "journal_mode", "DELETE")
+            .map_err(broken)?;
+        drop(old);
+        std::fs::rename(path, path.with_extension("before")).map_err(broken)?;
+    }
+    std::fs::rename(&fresh, path).map_err(broken)
 }
 
 fn create_private(path: &Path) -> std::io::Result<()> {
@@ -298,6 +385,8 @@ struct Lease {
 /// The only one that writes.
 struct Writer {
     connection: Connection,
+    /// Held while the file is open: two processes would not see each other's changes.
+    _lock: File,
     revision: Revision,
     leases: HashMap<LeaseId, Lease>,
     watchers: Vec<Watcher>,
@@ -308,7 +397,7 @@ struct Writer {
 }
 
 impl Writer {
-    fn new(connection: Connection) -> rusqlite::Result<Self> {
+    fn new(connection: Connection, lock: File) -> rusqlite::Result<Self> {
         let revision = revision_of(&connection)?;
         let now = Instant::now();
         let leases = {
@@ -322,6 +411,7 @@ impl Writer {
         };
         Ok(Self {
             connection,
+            _lock: lock,
             revision,
             leases,
             watchers: Vec::new(),

@@ -236,6 +236,38 @@ async fn what_was_committed_is_there_when_the_file_is_opened_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_backup_is_as_of_one_commit_and_is_put_back() {
+    use super::sqlite::{backup, restore};
+    let folder = tempfile::tempdir().unwrap();
+    let (path, copy) = (folder.path().join("r.db"), folder.path().join("copy.db"));
+    let registry = SqliteRegistry::open(&path).unwrap();
+    put(&registry, "a", "1").await;
+    backup(&path, &copy).unwrap();
+    assert!(
+        backup(&path, &copy).is_err(),
+        "a backup is never written over"
+    );
+    put(&registry, "a", "2").await;
+    let refused = restore(&copy, &path).unwrap_err().to_string();
+    assert!(refused.contains("open"), "{refused}");
+    assert!(
+        SqliteRegistry::open(&path).is_err(),
+        "two processes cannot have it open"
+    );
+    drop(registry);
+    // The thread that holds the file ends after the registry.
+    let begun = std::time::Instant::now();
+    while let Err(error) = restore(&copy, &path) {
+        assert!(begun.elapsed() < Duration::from_secs(20), "{error}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let registry = SqliteRegistry::open(&path).unwrap();
+    assert_eq!(value(&registry, "a").await.as_deref(), Some("1"));
+    std::fs::write(&copy, "nonsense").unwrap();
+    assert!(restore(&copy, &folder.path().join("other.db")).is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_file_of_a_later_version_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("r.db");

@@ -8,7 +8,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use concertina_api::Bytes;
 use concertina_api::link::Restart;
-use concertina_api::net::{MAX_NETS, NetWish};
+use concertina_api::net::{MAX_NETS, NetKind, NetWish};
 use concertina_api::policy::{Policy, PolicyFile, Sources};
 use serde::Deserialize;
 use serde_json::Value;
@@ -182,16 +182,17 @@ fn check_networks(networks: &[String]) -> Answer<()> {
     }
     for network in networks {
         let refuse = |why: &str| Fault::from(Problem::invalid("networks", network, why));
-        network
-            .parse::<NetWish>()
-            .map_err(|error| refuse(&error.to_string()))?;
+        let wish: NetWish = network
+            .parse()
+            .map_err(|error: concertina_api::UnitError| refuse(&error.to_string()))?;
         // Interfaces and ports of a host belong to nobody's account.
-        let mut parts = network.split(',');
-        let is_plain = matches!(parts.next(), Some("user" | "tap"));
-        if !is_plain || parts.any(|part| part.starts_with("forward=")) {
-            return Err(refuse(
-                "'user' or 'tap', with mac=, mtu=, rate=, rx-rate= or tx-rate=",
-            ));
+        let is_plain = match &wish.kind {
+            NetKind::Tap(name) => name.is_none(),
+            NetKind::User(forwards) => forwards.is_empty(),
+        };
+        if !is_plain {
+            let allowed = "'user' or 'tap', with mac=, mtu=, rate=, rx-rate= or tx-rate=";
+            return Err(refuse(allowed));
         }
     }
     Ok(())
@@ -410,7 +411,7 @@ mod tests {
     fn a_hosts_interfaces_and_ports_are_not_for_customers() {
         let check = |network: &str| check_networks(&[network.to_owned()]);
         assert!(check("user,rate=10M").is_ok() && check("tap").is_ok());
-        for network in ["tap=eth0", "user,forward=22:22", "bridge", ""] {
+        for network in ["tap=eth0", "user, forward=22:22", "bridge", ""] {
             assert!(check(network).is_err(), "{network}");
         }
     }
