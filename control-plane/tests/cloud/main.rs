@@ -4,6 +4,7 @@
 mod accounts;
 mod bad_input;
 mod certificates;
+mod etcd;
 mod hosts;
 mod instances;
 mod isolation;

@@ -1,4 +1,5 @@
-//! etcd on loopback, for tests.
+//! etcd on loopback, for tests of this crate and of its users.
+#![allow(dead_code)] // each of them uses a part
 
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
@@ -90,6 +91,16 @@ impl Cluster {
         Some(cluster)
     }
 
+    /// Sends a signal to a member: `STOP`, `CONT` or `KILL`.
+    pub fn signal(&self, member: usize, signal: &str) {
+        let id = self.members[member].process.id().to_string();
+        let sent = Command::new("kill")
+            .args(["-s", signal, &id])
+            .status()
+            .unwrap();
+        assert!(sent.success());
+    }
+
     /// Addresses of the members.
     pub fn endpoints(&self) -> Vec<String> {
         let url = |member: &Member| format!("http://127.0.0.1:{}", member.client);
@@ -100,6 +111,7 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         for member in &mut self.members {
+            // Also one that is stopped.
             let _ = member.process.kill();
             let _ = member.process.wait();
         }
