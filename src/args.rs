@@ -6,8 +6,8 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    agent, completions, console, doctor, events, image, ps, replay, resize, run, status, stop, top,
-    usage,
+    account, agent, completions, console, control, doctor, events, host, image, key, login, ps,
+    replay, resize, run, status, stop, top, usage,
 };
 
 const EXAMPLES: &str = "\
@@ -32,6 +32,12 @@ pub struct Cli {
     /// root, $XDG_RUNTIME_DIR/concertina for others
     #[arg(long, global = true, env = "CONCERTINA_STATE_DIR", value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
+    /// At the control plane that this person is logged in to
+    #[arg(long, global = true, conflicts_with_all = ["local", "state_dir"])]
+    pub remote: bool,
+    /// On this host, although this person is logged in to a control plane
+    #[arg(long, global = true)]
+    pub local: bool,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -60,6 +66,16 @@ pub enum Command {
     Stop(stop::Args),
     /// Own all instances of this host: decide, account, survive
     Agent(agent::Args),
+    /// Serve customers and hosts: accounts, API, placement
+    Control(Box<control::Args>),
+    /// Remember where the control plane is, and the key
+    Login(login::Args),
+    /// Accounts of the control plane, for its operator
+    Account(account::Args),
+    /// API keys of an account
+    Key(key::Args),
+    /// Hosts of the control plane, for its operator
+    Host(host::Args),
     /// Check whether this host can run instances, and say what mends it
     Doctor(doctor::Args),
     /// Build, import and inspect disk images; build the default guest's kernel and initramfs
@@ -122,6 +138,7 @@ mod tests {
         let Cli {
             command: Command::Run(args),
             state_dir,
+            ..
         } = parse(line).unwrap()
         else {
             panic!("not run");

@@ -16,6 +16,7 @@ mod policy;
 mod poll;
 mod progress;
 mod pump;
+mod remote;
 mod signals;
 mod state;
 mod terminal;
@@ -49,6 +50,9 @@ fn main() -> ExitCode {
 }
 
 fn dispatch(cli: Cli) -> anyhow::Result<i32> {
+    if let Some(done) = remote::dispatch(&cli) {
+        return done;
+    }
     // Where the state lies is asked only by those who need it: `doctor` has to work without.
     let state = || state::open(cli.state_dir.as_deref());
     match cli.command {
@@ -62,6 +66,11 @@ fn dispatch(cli: Cli) -> anyhow::Result<i32> {
         Command::Console(args) => commands::console::run(&args, &state()?),
         Command::Stop(args) => commands::stop::run(&args, &state()?),
         Command::Agent(args) => commands::agent::run(&args, cli.state_dir.as_deref()),
+        Command::Control(args) => commands::control::run(&args),
+        Command::Login(args) => commands::login::run(&args),
+        Command::Account(args) => commands::account::run(&args),
+        Command::Key(args) => commands::key::run(&args),
+        Command::Host(args) => commands::host::run(&args),
         Command::Doctor(args) => commands::doctor::run(&args),
         Command::Image(args) => commands::image::run(&args),
         Command::Replay(args) => commands::replay::run(&args),

@@ -8,6 +8,7 @@ pub mod cgroup;
 pub mod channel;
 pub mod client;
 pub mod clock;
+pub mod control;
 pub mod events;
 mod fault;
 pub mod host;

@@ -8,6 +8,7 @@ pub mod event;
 pub mod host;
 pub mod instance;
 pub mod io;
+pub mod link;
 pub mod net;
 pub mod policy;
 #[cfg(feature = "schema")]

@@ -206,6 +206,34 @@ impl FromStr for NetWish {
     }
 }
 
+/// As it is parsed.
+impl fmt::Display for NetWish {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.kind {
+            NetKind::Tap(None) => f.write_str("tap")?,
+            NetKind::Tap(Some(name)) => write!(f, "tap={name}")?,
+            NetKind::User(forwards) => {
+                f.write_str("user")?;
+                for forward in forwards {
+                    write!(f, ",forward={}:{}", forward.host, forward.guest)?;
+                }
+            }
+        }
+        if let Some(mac) = self.mac {
+            write!(f, ",mac={mac}")?;
+        }
+        if let Some(mtu) = self.mtu {
+            write!(f, ",mtu={mtu}")?;
+        }
+        for (name, rate) in [("rx-rate", self.rates.rx), ("tx-rate", self.rates.tx)] {
+            if !rate.is_unlimited() {
+                write!(f, ",{name}={rate}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
 fn kind(text: &str, word: &str) -> Result<NetKind, UnitError> {
     match word.split_once('=') {
         None if word == "tap" => Ok(NetKind::Tap(None)),
@@ -405,6 +433,18 @@ mod tests {
 
     fn wish(text: &str) -> NetWish {
         text.parse().unwrap_or_else(|e| panic!("{text}: {e}"))
+    }
+
+    #[test]
+    fn what_is_asked_for_is_written_as_it_is_read() {
+        for text in [
+            "tap",
+            "tap=vm0,mac=02:00:00:00:00:01,mtu=1400",
+            "user,forward=8080:80,forward=2222:22,rx-rate=10M,500iops,tx-rate=5M",
+        ] {
+            let wish: NetWish = text.parse().unwrap();
+            assert_eq!(wish.to_string().parse::<NetWish>().unwrap(), wish, "{text}");
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub mod client;
 mod connection;
 mod error;
 mod message;
+pub mod resolve;
 mod server;
 
 pub use error::HttpError;

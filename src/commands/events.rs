@@ -1,5 +1,7 @@
 //! `concertina events`: what happened to an instance, from its `events.jsonl`, also while it happens.
 
+pub mod remote;
+
 use std::path::Path;
 use std::time::Duration;
 

@@ -3,6 +3,7 @@
 mod build;
 mod import;
 mod inspect;
+mod registry;
 
 use std::path::{Path, PathBuf};
 
@@ -69,6 +70,10 @@ enum Part {
     Inspect(inspect::Args),
     /// Make a raw disk image of a qcow2, vmdk or other one
     Import(import::Args),
+    /// Tell the control plane what NAME:VERSION means
+    Register(registry::RegisterArgs),
+    /// List the control plane's images
+    List(registry::ListArgs),
     /// Find or fetch the default guest's kernel
     Kernel(KernelArgs),
     /// Build an initramfs: the guest program and the modules it needs
@@ -146,6 +151,8 @@ pub fn run(args: &Args) -> anyhow::Result<i32> {
     match &args.part {
         Part::Build(args) => build::run(args)?,
         Part::Inspect(args) => return inspect::run(args),
+        Part::Register(args) => return registry::register(args),
+        Part::List(args) => return registry::list(args),
         Part::Import(args) => import::run(args)?,
         Part::Kernel(args) => run_kernel(args)?,
         Part::Initramfs(args) => run_initramfs(args)?,

@@ -1,5 +1,7 @@
 //! `concertina ps`: the instances of a state folder, as a table or as JSON.
 
+pub mod remote;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;

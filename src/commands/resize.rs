@@ -1,5 +1,7 @@
 //! `concertina resize`: another size now, by hand; says what was reached.
 
+pub mod remote;
+
 use std::time::Duration;
 
 use concertina_agent::client;

@@ -4,6 +4,7 @@ mod background;
 mod by_agent;
 mod foreground;
 pub mod image;
+pub mod remote;
 
 use std::ffi::OsString;
 use std::path::PathBuf;

@@ -1,6 +1,7 @@
 //! `concertina status`: one instance, once or again and again, for people or for programs; and why
 //! it has the size that it has.
 
+pub mod remote;
 mod watch;
 mod why;
 

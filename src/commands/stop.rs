@@ -1,5 +1,7 @@
 //! `concertina stop`: asks the guest to power off, waits, and ends the VM when it does not.
 
+pub mod remote;
+
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
@@ -32,6 +34,9 @@ pub struct Args {
     /// Do not ask the guest: end the VM now
     #[arg(short, long)]
     force: bool,
+    /// Remove what is left of it, too, its disk with it; with --remote
+    #[arg(long, requires = "remote")]
+    terminate: bool,
     /// How long the guest may take to power off; then the VM is ended
     #[arg(long, value_name = "T", value_parser = parse_duration, default_value = "30s")]
     timeout: Duration,

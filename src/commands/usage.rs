@@ -1,6 +1,8 @@
 //! `concertina usage`: what instances held, from the `usage.jsonl` in their folders, and whether
 //! those records are as they were written.
 
+pub mod remote;
+
 use std::time::{Duration, SystemTime};
 
 use anyhow::anyhow;

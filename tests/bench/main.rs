@@ -5,6 +5,7 @@
 //! guests run at full speed, and then prints both with `bench report`. Each run writes a JSON file.
 
 mod boot;
+mod control;
 mod footprint;
 mod guest;
 mod io;
@@ -36,6 +37,7 @@ Usage: bench PART[,PART]... --kernel FILE --initrd FILE --out FILE [--rounds N] 
   peer-balloon    a balloon under QEMU
   io              disk, network and vsock, ours and QEMU's
   probe           the guest's end of 'io'
+  control         load on the control plane's API, with simulated hosts; alone, and without a kernel
   report          prints the results of several runs as a table, and writes them to one file
   --rounds N      how often each resize is measured (20)
   --peer-root DIR a root folder with Debian's QEMU in it; without one, the QEMU on the PATH";
@@ -100,6 +102,10 @@ fn run(arguments: &[String]) -> Result<()> {
     let results = if part == "report" {
         let results = Results::merge(&files)?;
         println!("{}", results.table());
+        results
+    } else if part == "control" {
+        let mut results = Results::default();
+        control::measure(&mut results)?;
         results
     } else {
         let options = Options {

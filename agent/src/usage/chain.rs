@@ -81,6 +81,16 @@ pub(super) fn seal(record: &UsageRecord) -> Result<(String, String), serde_json:
     Ok((line, hash))
 }
 
+/// A record as a line of a chain, without its line end, and its hash.
+///
+/// # Errors
+/// It has no JSON.
+pub fn seal_line(record: &UsageRecord) -> Result<(String, String), serde_json::Error> {
+    let (mut line, hash) = seal(record)?;
+    line.pop();
+    Ok((line, hash))
+}
+
 /// Opens a sealed line (without its line end): the record and its hash, when the seal is good.
 pub(super) fn open(line: &str) -> Result<(UsageRecord, String), String> {
     let (body, rest) = line.rsplit_once(SEAL).ok_or("has no hash")?;

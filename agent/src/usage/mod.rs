@@ -19,7 +19,7 @@ mod meter;
 mod tests;
 mod totals;
 
-pub use chain::{Broken, Chain, ChainError, GENESIS, Gap, read_chain};
+pub use chain::{Broken, Chain, ChainError, GENESIS, Gap, read_chain, seal_line};
 pub use log::{TICK, UsageLog};
 pub use meter::{Held, Meter};
 pub use totals::{Totals, total};

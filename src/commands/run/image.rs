@@ -22,10 +22,10 @@ pub struct ImageArgs {
     pub image: Option<DiskSpec>,
     /// User data for the image's cloud-init
     #[arg(long, value_name = "FILE", requires = "image")]
-    user_data: Option<PathBuf>,
+    pub user_data: Option<PathBuf>,
     /// Public keys that the image's cloud-init lets in: a .pub file; may be given several times
     #[arg(long = "ssh-key", value_name = "FILE", requires = "image")]
-    ssh_keys: Vec<PathBuf>,
+    pub ssh_keys: Vec<PathBuf>,
 }
 
 /// An image that is ready to boot.
