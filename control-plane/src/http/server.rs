@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::ConnectInfo;
-use axum::http::{HeaderValue, Request};
+use axum::http::{HeaderValue, Request, StatusCode};
+use axum::response::IntoResponse;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -18,12 +19,14 @@ use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
 
 use crate::ids;
-use crate::problem::REQUEST_ID;
+use crate::problem::{Problem, REQUEST_ID};
 
 /// Connections at a time.
 const CONNECTIONS_MAX: usize = 4096;
 /// How long a handshake or the head of a request may take.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a body and its answer may take; a stream's answer is there when it begins.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long to wait before accepting again when the system has no more descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -69,6 +72,14 @@ pub async fn serve(
     }
 }
 
+fn too_slow() -> Problem {
+    let detail = format!(
+        "The request took longer than {} s",
+        ANSWER_TIMEOUT.as_secs()
+    );
+    Problem::new(StatusCode::REQUEST_TIMEOUT, "too_slow", detail)
+}
+
 async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     stream: S,
     remote: SocketAddr,
@@ -81,8 +92,14 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         async move {
             let id = ids::fresh("r").unwrap_or_default();
             let header = HeaderValue::from_str(&id);
-            let answered = REQUEST_ID.scope(id, router.oneshot(request.map(axum::body::Body::new)));
-            let mut response = answered.await?;
+            let answer = async {
+                let answering = router.oneshot(request.map(axum::body::Body::new));
+                match tokio::time::timeout(ANSWER_TIMEOUT, answering).await {
+                    Ok(answered) => answered,
+                    Err(_) => Ok(too_slow().into_response()),
+                }
+            };
+            let mut response = REQUEST_ID.scope(id, answer).await?;
             if let Ok(header) = header {
                 response.headers_mut().insert("x-request-id", header);
             }

@@ -8,9 +8,10 @@ use crate::ids::now_ms;
 use crate::model::state::{Input, State};
 use crate::model::{CapacityShortAction, Event, Instance, Observed};
 use crate::problem::{Answer, Fault};
+use crate::registry::Transaction;
 
-/// An observation that has not changed is written again after so long, in milliseconds.
-const OBSERVED_AGE_MS: u64 = 10_000;
+/// Placements of one transaction.
+const AT_ONCE: usize = 100;
 
 /// What came of an observation.
 #[derive(Debug, PartialEq)]
@@ -23,57 +24,81 @@ pub enum Seen {
     Unknown,
 }
 
-/// Takes what a host says about one placement.
-pub async fn observe(control: &Control, host: &str, seen: &HostInstance) -> Answer<Seen> {
-    let id = &seen.placement.id;
-    let (instance, _) = control
-        .registry
-        .read::<Instance>(format!("instance/{id}"))
-        .await?;
-    let Some(instance) = instance else {
-        return Ok(Seen::Unknown);
-    };
-    let is_present = instance.life.host.as_deref() == Some(host)
-        && instance.life.generation == seen.placement.generation;
-    let instance = if is_present {
-        write_observed(control, seen).await?;
-        let phase = seen.phase.clone();
-        let still = |instance: &Instance| instance.placement() == seen.placement;
-        let input = |instance: &Instance| still(instance).then(|| Input::Seen(phase.clone()));
-        let changed = control.happen(id, input).await?;
-        capacity(control, seen).await?;
-        changed.unwrap_or(instance)
-    } else {
-        instance
-    };
-    let wanted = wanted(&instance, host, seen.placement.clone());
-    if is_satisfied(&wanted, seen) {
-        return Ok(Seen::Fine);
+/// Takes what a host says about placements, in the order of the answers.
+pub async fn observe(control: &Control, host: &str, all: &[HostInstance]) -> Answer<Vec<Seen>> {
+    let mut answers = Vec::with_capacity(all.len());
+    for chunk in all.chunks(AT_ONCE) {
+        let key = |seen: &HostInstance| format!("instance/{}", seen.placement.id);
+        let keys: Vec<String> = chunk.iter().map(key).collect();
+        let mut records: Vec<Option<Instance>> = Vec::with_capacity(chunk.len());
+        for entry in control.registry.get_many(&keys).await? {
+            records.push(entry.map(|entry| entry.read()).transpose()?);
+        }
+        let is_present = |instance: &Instance, seen: &HostInstance| {
+            instance.life.host.as_deref() == Some(host)
+                && instance.life.generation == seen.placement.generation
+        };
+        let pairs = || chunk.iter().zip(&records);
+        let present = pairs().filter(|(seen, record)| {
+            record
+                .as_ref()
+                .is_some_and(|instance| is_present(instance, seen))
+        });
+        write_observed(control, present.map(|(seen, _)| seen)).await?;
+        for (seen, record) in pairs() {
+            answers.push(match record {
+                Some(instance) if is_present(instance, seen) => {
+                    let instance = take(control, instance, seen).await?;
+                    judge(&instance, host, seen)
+                }
+                Some(instance) => judge(instance, host, seen),
+                None => Seen::Unknown,
+            });
+        }
     }
-    Ok(Seen::Tell(Box::new(wanted)))
+    Ok(answers)
 }
 
-/// Writes what was seen, where it is something else than before, or that is long ago.
-async fn write_observed(control: &Control, seen: &HostInstance) -> Answer<()> {
-    let key = format!("observed/{}", seen.placement.id);
-    crate::draft::again(|| async {
-        let mut draft = control.draft();
-        let before = draft.read::<Observed>(key.clone()).await?;
-        let now = now_ms();
-        let is_new = before.as_ref().is_none_or(|before| {
-            before.seen != *seen || now.saturating_sub(before.time_ms) > OBSERVED_AGE_MS
-        });
-        if is_new {
-            let observed = Observed {
-                time_ms: now,
-                seen: seen.clone(),
-            };
-            draft.write(key.clone(), &observed)?;
-            draft.commit().await?;
-        }
-        Ok::<_, Fault>(())
-    })
-    .await
+fn judge(instance: &Instance, host: &str, seen: &HostInstance) -> Seen {
+    let wanted = wanted(instance, host, seen.placement.clone());
+    if is_satisfied(&wanted, seen) {
+        return Seen::Fine;
+    }
+    Seen::Tell(Box::new(wanted))
+}
+
+/// Lets what was seen of the present placement happen to its record; the record after it.
+async fn take(control: &Control, before: &Instance, seen: &HostInstance) -> Answer<Instance> {
+    let input = Input::Seen(seen.phase.clone());
+    let mut life = before.life.clone();
+    let mut instance = before.clone();
+    // Mostly nothing has changed, and then nothing need be read again.
+    if life.step(&input)? {
+        let still = |instance: &Instance| instance.placement() == seen.placement;
+        let input = |instance: &Instance| still(instance).then(|| input.clone());
+        let changed = control.happen(&seen.placement.id, input).await?;
+        instance = changed.unwrap_or(instance);
+    }
+    if instance.capacity_short.is_some() != seen.capacity_short.is_some() {
+        capacity(control, seen).await?;
+    }
+    Ok(instance)
+}
+
+/// Writes what was seen. Nobody else writes it, so nothing is compared.
+async fn write_observed(control: &Control, all: impl Iterator<Item = &HostInstance>) -> Answer<()> {
+    let mut transaction = Transaction::new();
+    for seen in all {
+        let observed = Observed {
+            time_ms: now_ms(),
+            seen: seen.clone(),
+        };
+        transaction.put(format!("observed/{}", seen.placement.id), &observed)?;
+    }
+    if !transaction.changes.is_empty() {
+        control.registry.commit(transaction).await?;
+    }
+    Ok(())
 }
 
 /// Tells the customer that the host is short, or no longer; moves the instance where that is wished.

@@ -421,8 +421,9 @@ impl Session<'_> {
         instances: &[HostInstance],
     ) -> Result<(), End> {
         let mut unknown = Vec::new();
-        for seen in instances {
-            match observe::observe(self.control, &self.host.id, seen).await? {
+        let answers = observe::observe(self.control, &self.host.id, instances).await?;
+        for (seen, answer) in instances.iter().zip(answers) {
+            match answer {
                 Seen::Fine => {}
                 Seen::Tell(wanted) => self.send(&ToAgent::Wanted(*wanted)).await?,
                 Seen::Unknown => unknown.push(seen.placement.name()),

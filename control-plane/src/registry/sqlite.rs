@@ -13,7 +13,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
@@ -50,7 +50,9 @@ const MIGRATIONS: &[&str] = &["CREATE TABLE entry (
 pub struct SqliteRegistry {
     path: PathBuf,
     readers: Arc<Mutex<Vec<Connection>>>,
-    queue: mpsc::Sender<Job>,
+    /// Absent only while it is dropped.
+    queue: Option<mpsc::Sender<Job>>,
+    writer: Option<JoinHandle<()>>,
 }
 
 type Answer<T> = oneshot::Sender<Result<T, RegistryError>>;
@@ -114,22 +116,24 @@ impl SqliteRegistry {
         migrate(&mut connection)?;
         let (queue, jobs) = mpsc::channel();
         let mut writer = Writer::new(connection, lock).map_err(broken)?;
-        thread::Builder::new()
+        let writer = thread::Builder::new()
             .name("registry".into())
             .spawn(move || writer.run(&jobs))
             .map_err(broken)?;
         Ok(Self {
             path: path.to_owned(),
             readers: Arc::default(),
-            queue,
+            queue: Some(queue),
+            writer: Some(writer),
         })
     }
 
     fn ask<T: Send + 'static>(&self, job: impl FnOnce(Answer<T>) -> Job) -> Reply<'_, T> {
         let (answer, answered) = oneshot::channel();
-        let sent = self.queue.send(job(answer));
+        let sent = self.queue.as_ref().map(|queue| queue.send(job(answer)));
         Box::pin(async move {
-            sent.map_err(|_| broken("its thread has ended"))?;
+            sent.ok_or_else(|| broken("it is closed"))?
+                .map_err(|_| broken("its thread has ended"))?;
             answered.await.map_err(|_| broken("its thread has ended"))?
         })
     }
@@ -162,6 +166,16 @@ impl SqliteRegistry {
             });
             task.await.map_err(broken)?.map_err(broken)
         })
+    }
+}
+
+/// Closes the file: when this returns, another process can open it.
+impl Drop for SqliteRegistry {
+    fn drop(&mut self) {
+        self.queue = None;
+        if let Some(writer) = self.writer.take() {
+            let _ = writer.join();
+        }
     }
 }
 
@@ -209,7 +223,7 @@ fn copy_pages(source: &Connection, copy: &Path) -> rusqlite::Result<()> {
     let mut target = Connection::open(copy)?;
     let backup = rusqlite::backup::Backup::new(source, &mut target)?;
     // All at once: a step that lets others write in between would begin again.
-    backup.run_to_completion(-1, Duration::from_millis(50), None)
+    backup.run_to_completion(std::ffi::c_int::MAX, Duration::from_millis(50), None)
 }
 
 /// Whether a file is a registry that this program can read.

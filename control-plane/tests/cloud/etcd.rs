@@ -65,6 +65,7 @@ async fn members_of_etcd_that_hang_or_die_in_the_middle_of_launches_change_nothi
             let nodes = nodes.clone();
             let mut body = launch(&format!("web-{number}"));
             body["client_token"] = format!("token {number}").into();
+            body["thresholds"] = json!([]);
             body["bounds"]["cpus"] = json!({"min": 0.1, "max": 2});
             body["bounds"]["memory"] = json!({"min": "64M", "max": "1G"});
             tokio::spawn(async move {

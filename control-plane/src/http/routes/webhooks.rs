@@ -15,6 +15,7 @@ use crate::http::{Body, Caller, Query};
 use crate::ids::{self, is_id, now_text};
 use crate::model::{Delivery, Scope, Webhook};
 use crate::problem::{Answer, Fault, Problem, ProblemDocument};
+use crate::registry::{TRANSACTION_MAX, Transaction};
 use crate::webhooks::check_url;
 
 /// Most webhooks of one account: each event is written once for each of them, in one transaction.
@@ -140,7 +141,7 @@ async fn own(draft: &mut Draft<'_>, caller: &Caller, id: &str) -> Answer<Webhook
     found.ok_or_else(|| Problem::not_found("webhook", id).into())
 }
 
-/// Removes a webhook, and what is on its way to it.
+/// Removes a webhook, its dead letters, and what is on its way to it.
 #[utoipa::path(delete, path = "/v1/webhooks/{webhook}", tag = "webhooks", security(("key" = [])),
     params(("webhook" = String, Path)), responses(
     (status = 204, description = "It is removed"),
@@ -157,6 +158,15 @@ pub async fn remove(
     draft.remove(format!("webhook/{}/{id}", caller.account.id));
     caller.audit(&mut draft, "webhook.remove", &id)?;
     draft.commit().await?;
+    // What is on its way is dropped by the sender, which finds no webhook.
+    let dead = control.registry.list_all(&format!("dead/{id}/")).await?;
+    for chunk in dead.entries.chunks(TRANSACTION_MAX) {
+        let mut transaction = Transaction::new();
+        for entry in chunk {
+            transaction.delete(entry.key.clone());
+        }
+        control.registry.commit(transaction).await?;
+    }
     Ok(StatusCode::NO_CONTENT)
 }
 
