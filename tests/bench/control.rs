@@ -109,6 +109,9 @@ async fn prepare(operator: &Client) -> Result<String> {
     Ok(key["key"].as_str().unwrap_or_default().to_owned())
 }
 
+/// A request, and when it is to be sent.
+type Due = (tokio::time::Instant, Method, String, Option<Value>);
+
 /// Sends requests at a fixed rate over all connections; the latency of each, in milliseconds, counted
 /// from when it was due.
 async fn load<F>(clients: &[Arc<Client>], per_second: usize, request: F) -> Result<Vec<f64>>
@@ -117,8 +120,7 @@ where
 {
     let begun = tokio::time::Instant::now() + Duration::from_millis(200);
     let count = per_second * TIME.as_secs() as usize;
-    let mut lanes: Vec<Vec<(tokio::time::Instant, Method, String, Option<Value>)>> =
-        clients.iter().map(|_| Vec::new()).collect();
+    let mut lanes: Vec<Vec<Due>> = clients.iter().map(|_| Vec::new()).collect();
     for number in 0..count {
         let due = begun + Duration::from_secs_f64(number as f64 / per_second as f64);
         let (method, path, body) = request(number);
