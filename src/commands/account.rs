@@ -34,7 +34,7 @@ enum What {
         /// Its name: 1 to 63 of a-z, 0-9 and '-'
         name: String,
         #[command(flatten)]
-        quota: Quota,
+        quota: Limits,
     },
     /// List accounts with their quotas
     List,
@@ -48,7 +48,7 @@ enum What {
         /// Its name or id
         name: String,
         #[command(flatten)]
-        quota: Quota,
+        quota: Limits,
     },
     /// Let an account change nothing; its instances run on
     Suspend {
@@ -63,7 +63,7 @@ enum What {
 }
 
 #[derive(Debug, clap::Args)]
-struct Quota {
+struct Limits {
     /// Most instances
     #[arg(long, value_name = "N")]
     instances: Option<u32>,
@@ -78,7 +78,7 @@ struct Quota {
     requests: Option<u32>,
 }
 
-impl Quota {
+impl Limits {
     /// What is given, on top of what is there.
     fn over(&self, mut there: Value) -> Value {
         if let Value::Object(fields) = &mut there {

@@ -19,7 +19,7 @@ fn small(name: &str) -> Launch {
 #[test]
 fn the_commands_talk_to_the_agent_and_a_clean_stop_leaves_the_vms() {
     let mut agent = Agent::start("");
-    let web = agent.launch(small("web"));
+    let web = agent.launch(small("agent-web"));
     let mut shell = web.shell();
     let agent_pid = agent.host().unwrap()["agent_pid"].clone();
     let status = web.status();
@@ -27,10 +27,18 @@ fn the_commands_talk_to_the_agent_and_a_clean_stop_leaves_the_vms() {
     assert_eq!(status["policy_version"], 1, "{status:#}");
     let listed = agent.command(&["ps"]).expect_success();
     assert!(
-        listed.stdout.contains("web") && listed.stdout.contains("running"),
+        listed.stdout.contains("agent-web") && listed.stdout.contains("running"),
         "{listed:#?}"
     );
-    let taken = agent.command(&["run", "--name", "web", "--cpus", "1", "--memory", "256M"]);
+    let taken = agent.command(&[
+        "run",
+        "--name",
+        "agent-web",
+        "--cpus",
+        "1",
+        "--memory",
+        "256M",
+    ]);
     assert_eq!(taken.status, 1, "{taken:#?}");
     assert!(taken.stderr.contains("'web' is in use"), "{taken:#?}");
     web.resize_applied(&["--memory", "512M", "--cpus", "2"]);
@@ -44,7 +52,15 @@ fn the_commands_talk_to_the_agent_and_a_clean_stop_leaves_the_vms() {
     assert!(listed.stdout.contains("running"), "{listed:#?}");
     let refused = web.command("resize", &["--memory", "256M"]);
     assert!(refused.stderr.contains("concertina agent"), "{refused:#?}");
-    let taken = agent.command(&["run", "--name", "web", "--cpus", "1", "--memory", "256M"]);
+    let taken = agent.command(&[
+        "run",
+        "--name",
+        "agent-web",
+        "--cpus",
+        "1",
+        "--memory",
+        "256M",
+    ]);
     assert!(taken.stderr.contains("concertina agent"), "{taken:#?}");
     assert!(proc::exists(vmm));
 
@@ -64,7 +80,7 @@ fn the_commands_talk_to_the_agent_and_a_clean_stop_leaves_the_vms() {
 #[test]
 fn two_race_for_the_last_256_mib() {
     let agent = Agent::start(&exactly("768M"));
-    let (a, b) = (agent.launch(small("a")), agent.launch(small("b")));
+    let (a, b) = (agent.launch(small("race-a")), agent.launch(small("race-b")));
     let (_shell_a, _shell_b) = (a.shell(), b.shell());
     let (of_a, of_b) = std::thread::scope(|scope| {
         let of_a = scope.spawn(|| a.resize(&["--memory", "512M"]));
@@ -92,7 +108,7 @@ fn two_race_for_the_last_256_mib() {
             .is_some_and(|note| note.contains("waited"))
     });
     // A third one has no room for its lower bound.
-    let launch = Launch::new("c");
+    let launch = Launch::new("race-c");
     let line = launch.line(agent.state_dir());
     let line: Vec<&str> = line.iter().map(String::as_str).collect();
     let refused = crate::support::concertina(&line);
@@ -106,7 +122,7 @@ fn two_race_for_the_last_256_mib() {
 #[test]
 fn a_vmm_that_is_killed_and_a_guest_that_panics_are_explained_and_started_again() {
     let agent = Agent::start("");
-    let web = agent.launch(small("web").scale("set restart on-failure"));
+    let web = agent.launch(small("agent-killed").scale("set restart on-failure"));
     let shell = web.shell();
     let vmm = web.vmm_pid();
     drop(shell);

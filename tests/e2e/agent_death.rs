@@ -44,7 +44,7 @@ fn agreed_size(agent: &Agent, instance: &Instance) -> u64 {
 #[test]
 fn killed_in_the_midst_of_a_resize_it_is_finished_by_the_next_agent() {
     let mut agent = Agent::start("");
-    let web = agent.launch(elastic("web"));
+    let web = agent.launch(elastic("midst"));
     let mut shell = web.shell();
     let vmm = web.vmm_pid();
     let booted = shell.run("cat /proc/sys/kernel/random/boot_id");
@@ -58,7 +58,10 @@ fn killed_in_the_midst_of_a_resize_it_is_finished_by_the_next_agent() {
         });
         agent.start_again();
         let size = agreed_size(&agent, &web);
-        assert!([256 * MIB, 768 * MIB].contains(&size), "{size}");
+        // A guest that needs more than its lower bound keeps it, and then the outcome says so.
+        let whole = [256 * MIB, 768 * MIB].contains(&size);
+        let partly = |event: &Value| event["outcome"] == "partial";
+        assert!(whole || web.events().iter().any(partly), "{size}");
         assert_eq!(web.vmm_pid(), vmm);
     }
     assert_eq!(shell.run("cat /proc/sys/kernel/random/boot_id"), booted);
@@ -76,7 +79,10 @@ fn killed_in_the_midst_of_a_resize_it_is_finished_by_the_next_agent() {
 #[test]
 fn a_hundred_random_kills() {
     let mut agent = Agent::start("");
-    let (web, db) = (agent.launch(elastic("web")), agent.launch(elastic("db")));
+    let (web, db) = (
+        agent.launch(elastic("kills-a")),
+        agent.launch(elastic("kills-b")),
+    );
     let (mut shell, _other) = (web.shell(), db.shell());
     let (vmm, other) = (web.vmm_pid(), db.vmm_pid());
     let booted = shell.run("cat /proc/sys/kernel/random/boot_id");
@@ -119,7 +125,7 @@ fn a_full_disk_stops_what_would_begin_and_nothing_else() {
         "journal = \"{}/journal\"\n",
         disk.0.path().display()
     ));
-    let web = agent.launch(elastic("web"));
+    let web = agent.launch(elastic("full"));
     let _shell = web.shell();
     disk.fill();
     let report = web.resize(&["--memory", "512M"]);
