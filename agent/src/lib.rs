@@ -15,6 +15,7 @@ mod instance;
 pub mod journal;
 pub mod launch;
 pub mod ledger;
+pub mod measure;
 pub mod net;
 pub mod plan;
 pub mod policy;

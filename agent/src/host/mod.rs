@@ -46,6 +46,7 @@ use crate::instance::{Core, InForce, LaunchRecord, OnEnd, Owner};
 use crate::journal::{Journal, SharedJournal};
 use crate::launch::{BootImage, BootSource, Host as LaunchHost, LaunchError, LaunchSpec};
 use crate::ledger::{Claim, Limits};
+use crate::measure::Measures;
 use crate::state_dir::{InstancePaths, InstanceRecord, StateDir};
 use crate::{fault, launch, sentence};
 
@@ -77,6 +78,7 @@ pub struct Host {
     socket: PathBuf,
     books: Arc<HostBooks>,
     hub: Arc<Hub>,
+    measures: Arc<Measures>,
     launch_host: LaunchHost,
     vmm_command: Vec<OsString>,
     boot_sources: BootSources,
@@ -158,6 +160,7 @@ impl Host {
             socket: setup.socket,
             books: Arc::new(books),
             hub: Arc::default(),
+            measures: Arc::default(),
             launch_host,
             vmm_command: setup.vmm_command,
             boot_sources: setup.boot_sources,
@@ -191,6 +194,11 @@ impl Host {
     /// The events of all its instances, as they happen.
     pub(crate) fn hub(&self) -> &Hub {
         &self.hub
+    }
+
+    /// What it counts of its own work.
+    pub(crate) fn measures(&self) -> &Measures {
+        &self.measures
     }
 
     /// Since when it runs.
@@ -395,6 +403,7 @@ impl Host {
             self.socket.clone(),
             Arc::clone(&self.hub),
         )
+        .with_measures(Arc::clone(&self.measures))
     }
 
     fn on_end(self: &Arc<Self>, name: &str) -> OnEnd {

@@ -334,6 +334,21 @@ impl Core {
         self.resizer.size()
     }
 
+    /// What it shall have.
+    pub(crate) fn target(&self) -> Size {
+        self.resizer.target()
+    }
+
+    /// vCPUs that are online or coming.
+    pub(crate) fn vcpus(&self) -> u32 {
+        self.resizer.present().vcpus
+    }
+
+    /// Anonymous memory of its vmm that is resident on the host, in bytes; 0: it has none.
+    pub(crate) fn resident_bytes(&self) -> u64 {
+        self.resizer.resident()
+    }
+
     /// Whether a change of this axis is under way.
     pub(crate) fn is_busy(&self, axis: Axis) -> bool {
         self.resizer.is_busy(axis)

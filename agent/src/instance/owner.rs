@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::ExitReport;
 use crate::events::Hub;
+use crate::measure::Measures;
 use crate::resize::books::Books;
 use crate::resize::capacity::HostMemory;
 use crate::vmm::Bond;
@@ -23,6 +24,8 @@ pub(crate) struct Owner {
     pub socket: Option<PathBuf>,
     /// Who else hears its events.
     pub hub: Option<Arc<Hub>>,
+    /// What all its instances have in common is counted there.
+    pub measures: Arc<Measures>,
 }
 
 impl Owner {
@@ -33,6 +36,7 @@ impl Owner {
             books: Arc::new(HostMemory::new(Path::new("/proc/meminfo"))),
             socket: None,
             hub: None,
+            measures: Arc::default(),
         }
     }
 
@@ -43,6 +47,12 @@ impl Owner {
             books,
             socket: Some(socket),
             hub: Some(hub),
+            measures: Arc::default(),
         }
+    }
+
+    /// Counts there.
+    pub fn with_measures(self, measures: Arc<Measures>) -> Self {
+        Self { measures, ..self }
     }
 }

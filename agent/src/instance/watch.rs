@@ -22,6 +22,8 @@ use super::disks::DiskWatch;
 use super::needs;
 use super::news::News;
 use super::recommend::Recommendations;
+use crate::clock::thread_cpu;
+use crate::measure::{Phase, Way};
 use crate::plan::memory::Held as HeldMemory;
 use crate::policy::{Decision, MemoryShort, Observations, PolicyState, Size, Wish, decide};
 use crate::poll::{self, Wakeup};
@@ -156,6 +158,7 @@ impl Watcher {
             while next <= now {
                 next += period;
             }
+            let spent_before = thread_cpu();
             let changed = self.take_commits();
             if self.take_policy() {
                 period = tick(self.policy());
@@ -171,6 +174,9 @@ impl Watcher {
             }
             self.settle(now);
             self.core.keep_usage();
+            self.core
+                .measures
+                .spent(thread_cpu().saturating_sub(spent_before));
         }
         for running in [self.cpus.take(), self.memory.take()].into_iter().flatten() {
             let _ = running.thread.join();
@@ -220,6 +226,7 @@ impl Watcher {
         if !self.guest_is_up && !self.sees_guest_up() {
             return;
         }
+        let began = Instant::now();
         let now_ms = self.core.uptime_ms();
         let size = self.core.resizer.size();
         let present = self.core.resizer.present();
@@ -238,10 +245,14 @@ impl Watcher {
         seen.memory_busy = self.is_busy(Axis::Memory);
         let (state, decision) = decide(self.policy(), &self.state, &seen, &size, now_ms);
         self.state = state;
+        self.core.measures.looked(&seen);
+        let measures = &self.core.owner.measures;
+        measures.look.observe(began.elapsed());
+        measures.held(&decision.held);
         self.report(&decision, &size);
         needs::tell(self.core.resizer.books(), &seen, &size, &bounds);
         match self.policy().mode {
-            Mode::Act => self.act(decision, &seen),
+            Mode::Act => self.act(decision, &seen, began),
             Mode::Recommend => self.recommend(&decision, &size),
         }
     }
@@ -355,7 +366,7 @@ impl Watcher {
     }
 
     /// Begins the resizes that were decided.
-    fn act(&mut self, decision: Decision, seen: &Observations) {
+    fn act(&mut self, decision: Decision, seen: &Observations, began: Instant) {
         // What waits on the host for room is given up when it is not wanted any more.
         let grows = |direction: Option<Direction>| direction == Some(Direction::Grow);
         if !grows(decision.cpus.as_ref().map(|wish| wish.direction)) {
@@ -367,7 +378,7 @@ impl Watcher {
         if let Some(wish) = decision.cpus.filter(|_| !seen.cpus_busy) {
             let (order, direction) =
                 self.order(wish, seen, |order, target| order.cpus = Some(target));
-            self.cpus = self.carry_out(order, direction);
+            self.cpus = self.carry_out(order, (Axis::Cpus, direction), began);
         }
         if let Some(wish) = decision.memory.filter(|_| !seen.memory_busy) {
             let shrinking = self
@@ -379,7 +390,7 @@ impl Watcher {
             }
             let (order, direction) =
                 self.order(wish, seen, |order, target| order.memory = Some(target));
-            self.memory = self.carry_out(order, direction);
+            self.memory = self.carry_out(order, (Axis::Memory, direction), began);
         }
     }
 
@@ -419,7 +430,19 @@ impl Watcher {
         self.core.set_recommended(self.recommendations.size());
     }
 
-    fn carry_out(&self, order: Order, direction: Direction) -> Option<Running> {
+    /// `began`: when the look began that led to this.
+    fn carry_out(
+        &self,
+        mut order: Order,
+        (axis, direction): (Axis, Direction),
+        began: Instant,
+    ) -> Option<Running> {
+        order.sampled = Some(began);
+        let way = Way::new(axis, direction);
+        self.core
+            .owner
+            .measures
+            .took(way, Phase::Decide, began.elapsed());
         let core = Arc::clone(&self.core);
         let spawned = thread::Builder::new().name("resize".into()).spawn(move || {
             core.resizer.carry_out(&order);

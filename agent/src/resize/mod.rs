@@ -18,6 +18,7 @@ pub mod memory;
 pub mod report;
 #[cfg(test)]
 mod tests;
+mod timed;
 mod turn;
 
 use std::collections::BTreeMap;
@@ -35,16 +36,18 @@ use concertina_api::policy::{Axis, PolicyBounds};
 use concertina_api::vm::{Outcome, ResizeReport, VmDescription};
 use concertina_api::{Bounds, Bytes, Cpus};
 
-use self::books::{Books, Done, Step};
+use self::books::Books;
 use self::cpu::CpuAxis;
 pub use self::hooks::GuestHooks;
 use self::memory::{Claim, MemoryAxis, Pace};
 use self::report::{Axes, AxisReport, Timeline, combine};
+use self::timed::Acting;
 use self::turn::Turns;
 use crate::cgroup::{CgroupError, InstanceGroup};
 use crate::clock::Moment;
 use crate::events::EventLog;
 use crate::journal::IntentId;
+use crate::measure::Measures;
 use crate::plan::cpu::rung;
 use crate::plan::memory::{Held, fit};
 use crate::policy::Size;
@@ -113,6 +116,8 @@ pub struct Order {
     pub policy_version: u64,
     /// What the rules saw, by metric.
     pub samples: BTreeMap<String, f64>,
+    /// When the rules looked; absent: it was not they who want it.
+    pub sampled: Option<Instant>,
     /// The idempotency key of the request.
     pub key: Option<String>,
     /// The intent that it brings to its end, which an earlier agent has written down.
@@ -132,6 +137,7 @@ impl Order {
             note: None,
             policy_version: 0,
             samples: BTreeMap::new(),
+            sampled: None,
             key: None,
             resumes: None,
         }
@@ -255,6 +261,7 @@ pub struct Resizer {
     vmm_pid: AtomicI32,
     /// Where it is written down what is held.
     usage: Option<Arc<UsageLog>>,
+    measures: Arc<Measures>,
 }
 
 impl Resizer {
@@ -294,7 +301,13 @@ impl Resizer {
             }),
             vmm_pid: AtomicI32::new(0),
             usage: None,
+            measures: Arc::default(),
         }
+    }
+
+    /// How long changes take, and how they end, is counted there.
+    pub fn with_measures(self, measures: Arc<Measures>) -> Self {
+        Self { measures, ..self }
     }
 
     /// Each change of the size is written down there.
@@ -485,6 +498,7 @@ impl Resizer {
             disk,
             net,
         };
+        self.count(order, before, &axes);
         let report = combine(asked, axes, timeline);
         self.finish(run, before, resident_before, report)
     }
@@ -564,7 +578,9 @@ impl Resizer {
         }
         let hold = (!order.is_manual()).then(|| self.hold());
         let left = order.timeout.saturating_sub(timeline.began().elapsed());
+        let acting = Acting::begin(Axis::Cpus, from, asked, &timeline);
         let report = cpu.go_to(target, hold, left, timeline);
+        acting.end(&self.measures, &report.timeline);
         lock(&self.size).cpus = report.got;
         lock(&self.target).cpus = report.got;
         let got = u64::from(report.got.milli());
@@ -616,7 +632,9 @@ impl Resizer {
         let left = order.timeout.saturating_sub(timeline.began().elapsed());
         let deadline = Instant::now() + left;
         let claim = || self.memory_claim(run.turn);
+        let acting = Acting::begin(Axis::Memory, from, to, &timeline);
         let mut report = memory.go_to(fitted.size, pace, deadline, &claim, timeline);
+        acting.end(&self.measures, &report.timeline);
         if let Some(note) = fitted.note {
             report.reason = Some(
                 report
@@ -644,53 +662,6 @@ impl Resizer {
         } else {
             Claim::None
         }
-    }
-
-    /// Asks the books. What changes nothing needs no permission.
-    fn begin(
-        &self,
-        axis: Axis,
-        before: u64,
-        target: u64,
-        run: &Run<'_>,
-    ) -> Result<Option<IntentId>, String> {
-        let order = run.order;
-        if before == target && order.resumes.is_none() {
-            return Ok(None);
-        }
-        let intent = self.books.begin(&Step {
-            axis,
-            before,
-            target,
-            order,
-        })?;
-        if let Some(intent) = intent {
-            let reserved = Some(before.max(target)).filter(|_| target > before);
-            lock(&run.intents).push((axis, intent, reserved));
-        }
-        Ok(intent)
-    }
-
-    /// Tells the books how it ended. `sizes`: before, asked for, and seen after.
-    fn end<T>(
-        &self,
-        intent: Option<IntentId>,
-        axis: Axis,
-        sizes: [u64; 3],
-        report: &AxisReport<T>,
-    ) {
-        let [before, target, after] = sizes;
-        self.books.end(
-            intent,
-            &Done {
-                axis,
-                target,
-                before,
-                after,
-                outcome: report.outcome,
-                reason: report.reason.as_deref(),
-            },
-        );
     }
 
     /// For whoever decides. `sizes`: before, asked for, after.
