@@ -4,6 +4,7 @@
 //! `scripts/bench` runs `bench boot` where a clock counts instructions and the other parts where
 //! guests run at full speed, and then prints both with `bench report`. Each run writes a JSON file.
 
+mod agent;
 mod boot;
 mod footprint;
 mod guest;
@@ -23,6 +24,7 @@ use report::Results;
 
 const USAGE: &str = "\
 Usage: bench PART[,PART]... --kernel FILE --initrd FILE --out FILE [--rounds N] [--peer-root DIR]
+       bench agent --out FILE
        bench report FILE... --out FILE
 
   boot            boot to power-off, and the guest's uptime at its init
@@ -30,6 +32,7 @@ Usage: bench PART[,PART]... --kernel FILE --initrd FILE --out FILE [--rounds N] 
   reaction        from a load step in the guest to the vCPU that a threshold adds
   latency         from the request to the resize that is seen
   peer            the same under QEMU
+  agent           what the agent costs its host with many simulated VMs; needs no KVM and no guest
   report          prints the results of several runs as a table, and writes them to one file
   --rounds N      how often each resize is measured (20)
   --peer-root DIR a root folder with Debian's QEMU in it; without one, the QEMU on the PATH";
@@ -61,6 +64,10 @@ fn run(arguments: &[String]) -> Result<()> {
     let Some((part, rest)) = arguments.split_first() else {
         bail!("{USAGE}");
     };
+    if let ("vcpu", [period_ms]) = (part.as_str(), rest) {
+        agent::play_vcpu(period_ms.parse()?);
+        return Ok(());
+    }
     let mut files = Vec::new();
     let (mut kernel, mut initrd, mut out, mut rounds, mut peer_root) = (None, None, None, 20, None);
     let mut rest = rest.iter();
@@ -91,6 +98,10 @@ fn run(arguments: &[String]) -> Result<()> {
     let results = if part == "report" {
         let results = Results::merge(&files)?;
         println!("{}", results.table());
+        results
+    } else if part == "agent" {
+        let mut results = Results::default();
+        agent::measure(&mut results)?;
         results
     } else {
         let options = Options {
