@@ -101,6 +101,6 @@ mod tests {
         let stat = "7 (a b) c) S 1 2 3 4 5 6 7 8 9 10 111 222 16 17 18 19 20 21 2222 23";
         assert_eq!(stat_field(stat, 14), Some(111));
         assert_eq!(stat_field(stat, 15), Some(222));
-        assert_eq!(stat_field(stat, 22), Some(21));
+        assert_eq!(stat_field(stat, 22), Some(2222));
     }
 }
