@@ -20,6 +20,7 @@ pub mod net;
 pub mod plan;
 pub mod policy;
 mod poll;
+pub(crate) mod pool;
 pub mod replay;
 pub mod resize;
 mod sentence;

@@ -47,6 +47,7 @@ use crate::journal::{Journal, SharedJournal};
 use crate::launch::{BootImage, BootSource, Host as LaunchHost, LaunchError, LaunchSpec};
 use crate::ledger::{Claim, Limits};
 use crate::measure::Measures;
+use crate::pool::Pool;
 use crate::state_dir::{InstancePaths, InstanceRecord, StateDir};
 use crate::{fault, launch, sentence};
 
@@ -79,6 +80,7 @@ pub struct Host {
     books: Arc<HostBooks>,
     hub: Arc<Hub>,
     measures: Arc<Measures>,
+    pool: Arc<Pool>,
     launch_host: LaunchHost,
     vmm_command: Vec<OsString>,
     boot_sources: BootSources,
@@ -161,6 +163,7 @@ impl Host {
             books: Arc::new(books),
             hub: Arc::default(),
             measures: Arc::default(),
+            pool: Arc::default(),
             launch_host,
             vmm_command: setup.vmm_command,
             boot_sources: setup.boot_sources,
@@ -403,7 +406,7 @@ impl Host {
             self.socket.clone(),
             Arc::clone(&self.hub),
         )
-        .with_measures(Arc::clone(&self.measures))
+        .with(Arc::clone(&self.measures), Arc::clone(&self.pool))
     }
 
     fn on_end(self: &Arc<Self>, name: &str) -> OnEnd {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::ExitReport;
 use crate::events::Hub;
 use crate::measure::Measures;
+use crate::pool::Pool;
 use crate::resize::books::Books;
 use crate::resize::capacity::HostMemory;
 use crate::vmm::Bond;
@@ -26,6 +27,8 @@ pub(crate) struct Owner {
     pub hub: Option<Arc<Hub>>,
     /// What all its instances have in common is counted there.
     pub measures: Arc<Measures>,
+    /// Where its instances are looked at.
+    pub pool: Arc<Pool>,
 }
 
 impl Owner {
@@ -37,6 +40,7 @@ impl Owner {
             socket: None,
             hub: None,
             measures: Arc::default(),
+            pool: Arc::default(),
         }
     }
 
@@ -48,11 +52,16 @@ impl Owner {
             socket: Some(socket),
             hub: Some(hub),
             measures: Arc::default(),
+            pool: Arc::default(),
         }
     }
 
-    /// Counts there.
-    pub fn with_measures(self, measures: Arc<Measures>) -> Self {
-        Self { measures, ..self }
+    /// Counts there, and looks there.
+    pub fn with(self, measures: Arc<Measures>, pool: Arc<Pool>) -> Self {
+        Self {
+            measures,
+            pool,
+            ..self
+        }
     }
 }

@@ -7,10 +7,12 @@ use std::time::Duration;
 use concertina_api::policy::{Direction, PolicyBounds};
 use concertina_api::vm::Outcome;
 use concertina_api::{Bytes, Cpus};
+use concertina_http::{Method, client};
 
 use super::text::Kind;
 use super::*;
 use crate::host::Setup;
+use crate::host::tests::bench;
 use crate::ledger::Limits;
 use crate::policy::{Held, Size};
 use crate::resize::Cause;
@@ -144,6 +146,62 @@ fn the_books_and_what_was_counted_are_told() {
     let labels = [("axis", "cpu"), ("reason", "cooldown")];
     assert_eq!(value("concertina_held_looks_total", &labels), 1.0);
     host.leave();
+}
+
+#[test]
+fn an_instance_is_told_by_its_name_with_size_bounds_and_changes() {
+    let bench = bench("obey");
+    let _agent = bench.agent();
+    bench.launch("web").unwrap();
+    assert_eq!(bench.resize_memory("web", 512).0, Outcome::Applied);
+    let asked = client::send::<()>(
+        &bench.socket(),
+        Method::Get,
+        "/metrics",
+        None,
+        Duration::from_secs(60),
+    );
+    let text = String::from_utf8(asked.unwrap().body).unwrap();
+    let parsed = parser::parse(&text).unwrap();
+    let of_vm = |name: &str| -> Option<f64> {
+        let mut samples = parsed[name].samples.iter();
+        let sample = samples.find(|sample| sample.labels["vm"] == "web")?;
+        assert_eq!(parsed[name].samples.len(), 1, "{name}");
+        Some(sample.value)
+    };
+    let mib = |mib: u32| Some(f64::from(mib) * 1_048_576.0);
+    assert_eq!(of_vm("concertina_instance_memory_bytes"), mib(512));
+    assert_eq!(of_vm("concertina_instance_memory_target_bytes"), mib(512));
+    assert_eq!(of_vm("concertina_instance_memory_min_bytes"), mib(256));
+    assert_eq!(of_vm("concertina_instance_memory_max_bytes"), mib(1024));
+    assert_eq!(of_vm("concertina_instance_cpus"), Some(0.5));
+    assert_eq!(of_vm("concertina_instance_cpus_max"), Some(4.0));
+    assert_eq!(of_vm("concertina_instance_vcpus"), Some(1.0));
+    assert_eq!(of_vm("concertina_instance_state"), Some(1.0));
+    assert_eq!(of_vm("concertina_instance_restarts_total"), Some(0.0));
+    let state = &parsed["concertina_instance_state"].samples[0];
+    assert_eq!(state.labels["state"], "running");
+    let grown = |name: &str, label: (&str, &str)| -> f64 {
+        let family = parsed.values().flat_map(|family| &family.samples);
+        let of_it = |sample: &&parser::Sample| {
+            let labels = [("axis", "memory"), ("direction", "grow"), label];
+            let mut labels = labels.iter();
+            sample.name == name
+                && labels
+                    .all(|(label, value)| sample.labels.get(*label).is_some_and(|v| v == value))
+        };
+        family.filter(of_it).map(|sample| sample.value).sum()
+    };
+    assert_eq!(
+        grown("concertina_resizes_total", ("outcome", "applied")),
+        1.0
+    );
+    for phase in ["reserve", "act", "read_back", "commit"] {
+        let count = grown("concertina_resize_phase_seconds_count", ("phase", phase));
+        assert_eq!(count, 1.0, "{phase}");
+    }
+    let count = grown("concertina_resize_phase_seconds_count", ("phase", "decide"));
+    assert_eq!(count, 0.0, "a person wanted it");
 }
 
 /// The table of `docs/metrics.md`.
