@@ -181,7 +181,9 @@ impl Watcher {
 
     /// Does what there is to do; gives the time of the next turn.
     fn turn(&mut self, events: Events, watched: &Watched<'_>) -> Instant {
-        self.core.commit_wakeup.clear();
+        if events.has(WAKEUP) {
+            self.core.commit_wakeup.clear();
+        }
         let now = Instant::now();
         let due = now >= self.next;
         let period = tick(self.policy());

@@ -117,6 +117,8 @@ struct State {
     next_id: u64,
     workers: usize,
     idle: usize,
+    /// Threads that wait for a job to stop running.
+    removers: usize,
     closed: bool,
 }
 
@@ -168,8 +170,10 @@ impl Pool {
         let shared = self.shared()?;
         let mut state = shared.state();
         while state.jobs.get(&id.0).is_some_and(|slot| slot.job.is_none()) {
+            state.removers += 1;
             let waited = shared.rested.wait(state);
             state = waited.unwrap_or_else(PoisonError::into_inner);
+            state.removers -= 1;
         }
         state.jobs.remove(&id.0)?.job
     }
@@ -387,7 +391,9 @@ impl Shared {
                 self.poke.set();
             }
         }
-        self.rested.notify_all();
+        if state.removers > 0 {
+            self.rested.notify_all();
+        }
     }
 
     /// Waits for something to do; `None`: there is no need for this worker any more.
