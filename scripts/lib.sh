@@ -171,10 +171,18 @@ build_release() {
     (cd "$CONCERTINA_ROOT" && cargo build --release --workspace --bins)
 }
 
+# guest_modules SERIES: prints the folder of modules of Debian's cloud kernel of that series.
+guest_modules() {
+    local name package
+    name=$(kernel_package "$1") || return 1
+    package=$(fetch_package "$name")
+    find "$package/lib/modules" "$package/usr/lib/modules" -mindepth 1 -maxdepth 1 2>/dev/null | head -n 1
+}
+
 # build_guest SERIES: makes the guest of one kernel series with our own tools, in the cache, and
 # prints its folder: bzImage, vmlinux, initramfs.
 build_guest() {
-    local series=$1 name package guest stamp modules
+    local series=$1 name package guest stamp
     name=$(kernel_package "$series") ||
         die "No Debian cloud kernel of series $series is in the package lists of this machine"
     package=$(fetch_package "$name")
@@ -184,9 +192,8 @@ build_guest() {
         rm -rf "$guest"
         mkdir -p "$guest"
         cp "$package"/boot/vmlinuz-* "$guest/bzImage"
-        modules=$(echo "$package"/lib/modules/* "$package"/usr/lib/modules/*)
         if ! quietly "$CONCERTINA_BIN/concertina" image vmlinux "$guest/bzImage" -o "$guest/vmlinux" ||
-            ! quietly "$CONCERTINA_BIN/concertina" image initramfs --modules "${modules%% *}" \
+            ! quietly "$CONCERTINA_BIN/concertina" image initramfs --modules "$(guest_modules "$series")" \
                 --busybox "$(static_busybox)" -o "$guest/initramfs"; then
             die "The guest of kernel series $series could not be made: see above"
         fi
@@ -195,19 +202,26 @@ build_guest() {
     printf '%s\n' "$guest"
 }
 
-# build_image RELEASE SERIES: makes a disk image of a Debian release with our own command, in the
-# cache, and prints its path. The kernel is the release's own where SERIES is that one.
+# build_image RELEASE SERIES [PACKAGE]…: makes a disk image of a Debian release with our own command, in
+# the cache, and prints its path. The kernel is the release's own where SERIES is that one.
 build_image() {
-    local release=$1 series=$2 image stamp
+    local release=$1 series=$2 image stamp package name packages=()
+    shift 2
+    name=$release-$series
+    for package in "$@"; do
+        packages+=(--package "$package")
+        name+=+$package
+    done
     need_command mmdebstrap mmdebstrap
     need_command mke2fs e2fsprogs
-    image=$CONCERTINA_CACHE/images/$release-$series.img
+    image=$CONCERTINA_CACHE/images/$name.img
     stamp=$(cat "$CONCERTINA_BIN/concertina" "$CONCERTINA_BIN/concertina-guest" | sha256sum | cut -c1-32)
     if [ "$(cat "$image.stamp" 2>/dev/null)" != "$stamp" ] || [ ! -e "$image" ]; then
         mkdir -p "$CONCERTINA_CACHE/images"
         say "Building a disk image of $release with kernel $series"
         CONCERTINA_CACHE_DIR=$CONCERTINA_CACHE quietly "$CONCERTINA_BIN/concertina" \
-            image build debian --release "$release" --kernel-series "$series" --size 1G -o "$image" ||
+            image build debian --release "$release" --kernel-series "$series" \
+            ${packages[@]+"${packages[@]}"} --size 1G -o "$image" ||
             die "The disk image of $release could not be made: see above"
         printf '%s' "$stamp" >"$image.stamp"
     fi

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    agent, completions, console, doctor, events, image, ps, replay, resize, run, status, stop,
+    agent, completions, console, doctor, events, image, ps, replay, resize, run, status, stop, top,
     usage,
 };
 
@@ -46,6 +46,8 @@ pub enum Command {
     Ps(ps::Args),
     /// Show one instance: state, size, target, thresholds
     Status(status::Args),
+    /// Show all instances on one screen, live: sizes, load, pressure, events; resize by hand
+    Top(top::Args),
     /// Give an instance another size now, within its bounds
     Resize(resize::Args),
     /// Show what happened to an instance

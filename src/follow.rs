@@ -5,7 +5,7 @@
 
 use std::ffi::CString;
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -17,11 +17,12 @@ use crate::poll;
 /// Most bytes of one read.
 const CHUNK_BYTES: usize = 64 << 10;
 
-/// A reader that stays at the end of a growing file.
-pub struct Follower {
+/// A file that others append to, read from where the last read ended.
+pub struct GrowingFile {
     path: PathBuf,
     open: Option<OpenFile>,
-    changes: File,
+    /// Of the first file: how many bytes before its end to begin; absent: at its beginning.
+    first_bytes: Option<u64>,
 }
 
 struct OpenFile {
@@ -30,27 +31,33 @@ struct OpenFile {
     read_bytes: u64,
 }
 
-impl Follower {
-    /// Follows the file at `path` from its beginning; its folder must exist, the file need not.
-    pub fn new(path: &Path) -> io::Result<Self> {
-        let folder = path.parent().unwrap_or(Path::new("/"));
-        Ok(Self {
+impl GrowingFile {
+    /// Reads from the beginning. The file need not exist yet.
+    pub fn from_start(path: &Path) -> Self {
+        Self {
             path: path.to_owned(),
             open: None,
-            changes: watch(folder)?,
-        })
+            first_bytes: None,
+        }
     }
 
-    /// What was appended since the last call, at most a chunk; empty when nothing was.
+    /// The same, but of what is there already only the last `bytes`, which may begin amid a line.
+    pub fn from_last(path: &Path, bytes: u64) -> Self {
+        Self {
+            first_bytes: Some(bytes),
+            ..Self::from_start(path)
+        }
+    }
+
+    /// What was appended since the last call, at most a chunk; empty when nothing was. A file that
+    /// was replaced or truncated is read from its beginning.
     pub fn read(&mut self) -> io::Result<Vec<u8>> {
-        let mut chunk = Vec::new();
         if let Some(open) = &mut self.open {
             if open.file.metadata()?.len() < open.read_bytes {
                 // Truncated by its writer: what is there is new.
                 self.open = None;
             } else {
-                let limit = CHUNK_BYTES as u64;
-                open.read_bytes += (&open.file).take(limit).read_to_end(&mut chunk)? as u64;
+                let chunk = open.read_chunk()?;
                 if !chunk.is_empty() {
                     return Ok(chunk);
                 }
@@ -58,21 +65,78 @@ impl Follower {
         }
         let inode = match fs::metadata(&self.path) {
             Ok(found) => found.ino(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(chunk),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(error),
         };
         if self.open.as_ref().is_some_and(|open| open.inode == inode) {
-            return Ok(chunk);
+            return Ok(Vec::new());
         }
-        let file = File::open(&self.path)?;
-        let inode = file.metadata()?.ino();
-        let read_bytes = (&file).take(CHUNK_BYTES as u64).read_to_end(&mut chunk)? as u64;
-        self.open = Some(OpenFile {
+        let mut file = File::open(&self.path)?;
+        let found = file.metadata()?;
+        let skipped = match self.first_bytes.take() {
+            Some(bytes) => found.len().saturating_sub(bytes),
+            None => 0,
+        };
+        file.seek(SeekFrom::Start(skipped))?;
+        let open = self.open.insert(OpenFile {
             file,
-            inode,
-            read_bytes,
+            inode: found.ino(),
+            read_bytes: skipped,
         });
+        open.read_chunk()
+    }
+}
+
+impl OpenFile {
+    fn read_chunk(&mut self) -> io::Result<Vec<u8>> {
+        let mut chunk = Vec::new();
+        let mut part = (&self.file).take(CHUNK_BYTES as u64);
+        self.read_bytes += part.read_to_end(&mut chunk)? as u64;
         Ok(chunk)
+    }
+}
+
+/// Cuts a stream into lines; keeps what has no line end yet.
+#[derive(Default)]
+pub struct Lines {
+    rest: Vec<u8>,
+}
+
+impl Lines {
+    /// Takes the next bytes, and gives the lines that are whole.
+    pub fn push(&mut self, bytes: &[u8]) -> Vec<String> {
+        self.rest.extend_from_slice(bytes);
+        let Some(end) = self.rest.iter().rposition(|&byte| byte == b'\n') else {
+            return Vec::new();
+        };
+        let rest = self.rest.split_off(end + 1);
+        let whole = std::mem::replace(&mut self.rest, rest);
+        String::from_utf8_lossy(&whole)
+            .lines()
+            .map(str::to_owned)
+            .collect()
+    }
+}
+
+/// A reader that stays at the end of a growing file, and can wait for more.
+pub struct Follower {
+    file: GrowingFile,
+    changes: File,
+}
+
+impl Follower {
+    /// Follows the file at `path` from its beginning; its folder must exist, the file need not.
+    pub fn new(path: &Path) -> io::Result<Self> {
+        let folder = path.parent().unwrap_or(Path::new("/"));
+        Ok(Self {
+            file: GrowingFile::from_start(path),
+            changes: watch(folder)?,
+        })
+    }
+
+    /// See [`GrowingFile::read`].
+    pub fn read(&mut self) -> io::Result<Vec<u8>> {
+        self.file.read()
     }
 
     /// Waits until something in the folder changes, or for `timeout`.
@@ -132,6 +196,29 @@ mod tests {
         file.write_all(b"two").unwrap();
         assert_eq!(follower.read().unwrap(), b"two");
         assert_eq!(follower.read().unwrap(), b"");
+    }
+
+    #[test]
+    fn a_file_can_be_read_from_near_its_end_and_its_successor_is_read_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        fs::write(&path, "a long past\nlast\n").unwrap();
+        let mut file = GrowingFile::from_last(&path, 7);
+        assert_eq!(file.read().unwrap(), b"t\nlast\n");
+        assert_eq!(file.read().unwrap(), b"");
+        fs::write(folder.path().join("other"), "another file").unwrap();
+        fs::rename(folder.path().join("other"), &path).unwrap();
+        assert_eq!(file.read().unwrap(), b"another file");
+        let mut short = GrowingFile::from_last(&path, 7000);
+        assert_eq!(short.read().unwrap(), b"another file");
+    }
+
+    #[test]
+    fn a_line_is_given_only_once_it_is_whole() {
+        let mut lines = Lines::default();
+        assert!(lines.push(b"{\"a\"").is_empty());
+        assert_eq!(lines.push(b":1}\n{}\n{"), ["{\"a\":1}", "{}"]);
+        assert_eq!(lines.push(b"}\n"), ["{}"]);
     }
 
     #[test]

@@ -6,9 +6,11 @@
 mod args;
 mod cache;
 mod commands;
+mod event_tail;
 mod failure;
 mod follow;
 mod guest;
+mod meminfo;
 mod output;
 mod policy;
 mod poll;
@@ -17,6 +19,7 @@ mod pump;
 mod signals;
 mod state;
 mod terminal;
+mod text;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -52,6 +55,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<i32> {
         Command::Run(args) => commands::run::run(*args, state()?),
         Command::Ps(args) => commands::ps::run(&args, &state()?),
         Command::Status(args) => commands::status::run(&args, &state()?),
+        Command::Top(args) => commands::top::run(&args, &state()?),
         Command::Resize(args) => commands::resize::run(&args, &state()?),
         Command::Events(args) => commands::events::run(&args, &state()?),
         Command::Usage(args) => commands::usage::run(&args, &state()?),

@@ -1,11 +1,14 @@
-//! The terminal in raw mode, and its way back: at the end, on an error, on a panic, on a crash.
+//! The terminal in raw mode or as a full screen, and its way back: at the end, on an error, on a
+//! panic, on a crash.
 //!
 //! The settings to go back to lie in a static, because the panic hook and the handlers of fatal
 //! signals have nothing else. Signals that ask for an end are caught elsewhere and lead to a normal
 //! end. Only `SIGKILL` leaves a raw terminal behind (`reset` mends it).
 
-use std::io::{self, IsTerminal};
+use std::fs::File;
+use std::io::{self, IsTerminal, Write};
 use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Once, OnceLock};
 
@@ -15,6 +18,14 @@ use crate::signals::set_handler;
 static COOKED: OnceLock<libc::termios> = OnceLock::new();
 /// Standard input is raw at the moment.
 static IS_RAW: AtomicBool = AtomicBool::new(false);
+
+/// Standard output shows a full screen at the moment.
+static IS_FULL: AtomicBool = AtomicBool::new(false);
+
+/// To the alternate screen, without a cursor (the private modes of xterm).
+const ENTER: &[u8] = b"\x1b[?1049h\x1b[?25l\x1b[2J";
+/// No colours, the cursor, and the screen from before.
+const LEAVE: &[u8] = b"\x1b[0m\x1b[?25h\x1b[?1049l";
 
 const FATAL: [libc::c_int; 5] = [
     libc::SIGABRT,
@@ -61,6 +72,56 @@ impl Drop for RawMode {
     }
 }
 
+/// The terminal as a full screen until this is dropped: standard input raw, standard output on the
+/// alternate screen without a cursor.
+pub struct FullScreen(RawMode);
+
+impl FullScreen {
+    /// Takes the terminal; `None` where standard input or output is none.
+    pub fn enter() -> io::Result<Option<Self>> {
+        if !io::stdout().is_terminal() {
+            return Ok(None);
+        }
+        let Some(raw) = RawMode::enter()? else {
+            return Ok(None);
+        };
+        IS_FULL.store(true, Ordering::SeqCst);
+        // Where this fails, `raw` undoes both.
+        io::stdout().write_all(ENTER)?;
+        io::stdout().flush()?;
+        Ok(Some(Self(raw)))
+    }
+}
+
+/// Standard output that is written picture by picture: what was not flushed is never shown, so that
+/// nothing of an unfinished picture comes after the way back from the full screen.
+pub struct Pictures {
+    out: File,
+    picture: Vec<u8>,
+}
+
+impl Pictures {
+    /// To standard output, past the buffer of [`io::stdout`].
+    pub fn to_stdout() -> io::Result<Self> {
+        Ok(Self {
+            out: File::from(io::stdout().as_fd().try_clone_to_owned()?),
+            picture: Vec::new(),
+        })
+    }
+}
+
+impl Write for Pictures {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.picture.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let picture = std::mem::take(&mut self.picture);
+        self.out.write_all(&picture)
+    }
+}
+
 /// Drops what was typed and not read, where standard input is a terminal. Among it may be the
 /// terminal's own answers to questions in a guest's output, such as where its cursor is; the person's
 /// shell would take them for typed text.
@@ -72,8 +133,13 @@ pub fn discard_typed() {
     }
 }
 
-/// Goes back to the settings from before, when they were changed. Async-signal-safe.
+/// Goes back to the screen and the settings from before, when they were changed. Async-signal-safe.
 fn restore() {
+    if IS_FULL.swap(false, Ordering::SeqCst) {
+        // SAFETY: write(2) is async-signal-safe and reads a constant. A terminal that is gone has
+        // nothing to be restored.
+        unsafe { libc::write(libc::STDOUT_FILENO, LEAVE.as_ptr().cast(), LEAVE.len()) };
+    }
     if IS_RAW.swap(false, Ordering::SeqCst)
         && let Some(cooked) = COOKED.get()
     {
@@ -109,20 +175,27 @@ extern "C" fn crashed(signal: libc::c_int) {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::File;
+    use std::io::Read;
     use std::os::fd::{AsRawFd, FromRawFd};
     use std::process::{Command, Stdio};
 
     use super::*;
 
     const END: &str = "CONCERTINA_TEST_END";
+    const MODE: &str = "CONCERTINA_TEST_MODE";
 
     /// What the tests below run in a process of its own, on a terminal of its own.
     #[test]
     #[ignore = "a part of the other tests"]
     fn enter_and_end() {
-        let raw = RawMode::enter().unwrap();
-        assert!(raw.is_some(), "standard input is no terminal");
+        let (raw, full) = match std::env::var(MODE).unwrap().as_str() {
+            "full" => (None, FullScreen::enter().unwrap()),
+            _ => (RawMode::enter().unwrap(), None),
+        };
+        assert!(
+            raw.is_some() || full.is_some(),
+            "standard input or output is no terminal"
+        );
         assert!(!is_cooked(libc::STDIN_FILENO), "the terminal is not raw");
         match std::env::var(END).unwrap().as_str() {
             "return" => {}
@@ -148,13 +221,21 @@ mod tests {
         settings.c_lflag & libc::ICANON != 0 && settings.c_oflag & libc::OPOST != 0
     }
 
-    /// Runs the part above on a fresh terminal. Tells whether it succeeded, and whether the
-    /// terminal is as it was.
-    fn end_by(end: &str) -> (bool, bool) {
+    /// How the part above ended on a fresh terminal.
+    #[derive(Debug, PartialEq)]
+    struct Ended {
+        well: bool,
+        /// The settings are those from before.
+        cooked: bool,
+        /// The program's screen was shown, and is not any more.
+        left_screen: bool,
+    }
+
+    fn end_by(mode: &str, end: &str) -> Ended {
         let (mut ours, mut theirs) = (-1, -1);
         let null = std::ptr::null_mut();
         // SAFETY: openpty(3) writes two descriptors, which are ours alone when it returns 0.
-        let (_ours, theirs) = unsafe {
+        let (mut ours, theirs) = unsafe {
             assert_eq!(
                 libc::openpty(&mut ours, &mut theirs, null, null.cast(), null.cast()),
                 0
@@ -163,28 +244,64 @@ mod tests {
         };
         let status = Command::new(std::env::current_exe().unwrap())
             .args(["--ignored", "--exact", "terminal::tests::enter_and_end"])
+            .env(MODE, mode)
             .env(END, end)
             .stdin(theirs.try_clone().unwrap())
-            .stdout(Stdio::null())
+            .stdout(theirs.try_clone().unwrap())
             .stderr(Stdio::null())
             .status()
             .unwrap();
-        (status.success(), is_cooked(theirs.as_raw_fd()))
+        let cooked = is_cooked(theirs.as_raw_fd());
+        drop(theirs);
+        // Reading ends with an error once nobody has the other side.
+        let (mut output, mut chunk) = (Vec::new(), [0; 4096]);
+        while let Ok(count @ 1..) = ours.read(&mut chunk) {
+            output.extend_from_slice(&chunk[..count]);
+        }
+        let mut screen = vt100::Parser::default();
+        screen.process(&output);
+        let entered = output.windows(ENTER.len()).any(|part| part == ENTER);
+        Ended {
+            well: status.success(),
+            cooked,
+            left_screen: entered
+                && !screen.screen().alternate_screen()
+                && !screen.screen().hide_cursor(),
+        }
+    }
+
+    fn raw_ended(well: bool) -> Ended {
+        Ended {
+            well,
+            cooked: true,
+            left_screen: false,
+        }
+    }
+
+    fn full_ended(well: bool) -> Ended {
+        Ended {
+            left_screen: true,
+            ..raw_ended(well)
+        }
     }
 
     #[test]
     fn the_terminal_is_as_before_after_a_normal_end() {
-        assert_eq!(end_by("return"), (true, true));
+        assert_eq!(end_by("raw", "return"), raw_ended(true));
+        assert_eq!(end_by("full", "return"), full_ended(true));
     }
 
     #[test]
     fn the_terminal_is_as_before_after_a_panic() {
-        assert_eq!(end_by("panic"), (false, true));
+        assert_eq!(end_by("raw", "panic"), raw_ended(false));
+        assert_eq!(end_by("full", "panic"), full_ended(false));
     }
 
     #[test]
     fn the_terminal_is_as_before_after_a_crash() {
-        assert_eq!(end_by("abort"), (false, true));
-        assert_eq!(end_by("segv"), (false, true));
+        for crash in ["abort", "segv"] {
+            assert_eq!(end_by("raw", crash), raw_ended(false), "{crash}");
+            assert_eq!(end_by("full", crash), full_ended(false), "{crash}");
+        }
     }
 }

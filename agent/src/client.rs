@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use concertina_api::host::LaunchRequest;
+use concertina_api::host::{HostStatus, LaunchRequest};
 use concertina_api::instance::{InstanceResize, InstanceSize, InstanceStatus, StopRequest};
 use concertina_api::vm::ResizeReport;
 use concertina_http::{HttpError, Method, client};
@@ -13,6 +13,8 @@ use crate::state_dir::{InstancePaths, InstanceRecord};
 
 /// How long an answer that needs no guest may take.
 const QUICK: Duration = Duration::from_secs(10);
+/// How long a list may take, some of whose instances hang.
+const LIST_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a launch may take: most of it is the guest's start.
 const LAUNCH_TIMEOUT: Duration = Duration::from_secs(180);
 /// Deadline of a resize when the request names none, in milliseconds.
@@ -63,6 +65,11 @@ pub fn status_within(
     client::get_json(&door.socket, &door.path, timeout)
 }
 
+/// All instances of a host, from its agent.
+pub fn statuses(agent: &Path) -> Result<Vec<InstanceStatus>, HttpError> {
+    client::get_json(agent, "/v1/instances", LIST_TIMEOUT)
+}
+
 /// Asks for another size and waits for the outcome.
 pub fn resize(
     paths: &InstancePaths,
@@ -85,6 +92,11 @@ pub fn stop(paths: &InstancePaths, request: &StopRequest) -> Result<(), HttpErro
         QUICK,
     )
     .map(|_| ())
+}
+
+/// A host as its agent, which listens on this socket, sees it.
+pub fn host(agent: &Path) -> Result<HostStatus, HttpError> {
+    client::get_json(agent, "/v1/host", QUICK)
 }
 
 /// Lets the agent of a host launch an instance; returns when its guest runs.

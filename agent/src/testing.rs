@@ -259,6 +259,7 @@ impl Drop for FakeVmm {
 /// | `fail` | says why on its log and ends with status 1 before it listens |
 /// | `mute` | lives and does not listen |
 /// | `reset-once` | resets at its first life, then obeys |
+/// | `reset-after-rate` | resets once a limit was set in its first life, then obeys |
 /// | `burn` | obeys, and its vCPUs are busy all the time |
 pub fn process_command(behaviour: &str) -> Vec<OsString> {
     let program = std::env::current_exe().unwrap().into_os_string();
@@ -328,6 +329,16 @@ fn fake_vmm_process() {
     }
     loop {
         let pause = Duration::from_millis(5);
+        let vm_wishes = || fake.vm.lock().unwrap().wishes.clone();
+        if behaviour == "reset-after-rate"
+            && !marker.exists()
+            && vm_wishes().iter().any(|wish| wish.disk_rate.is_some())
+        {
+            std::fs::write(&marker, "").unwrap();
+            // The answer has to be on its way.
+            std::thread::sleep(Duration::from_millis(100));
+            end(exit::RESET);
+        }
         if behaviour == "burn" {
             let begun = std::time::Instant::now();
             while begun.elapsed() < pause {
@@ -341,7 +352,10 @@ fn fake_vmm_process() {
             end(exit::SETUP_FAILED);
         }
         let vm = fake.vm.lock().unwrap();
-        let obeys_button = matches!(behaviour.as_str(), "obey" | "reset-once" | "burn");
+        let obeys_button = matches!(
+            behaviour.as_str(),
+            "obey" | "reset-once" | "reset-after-rate" | "burn"
+        );
         if vm.power_button && obeys_button || vm.stop && behaviour != "ignore-all" {
             end(exit::POWER_OFF);
         }

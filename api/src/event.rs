@@ -146,7 +146,8 @@ pub enum EventKind {
         /// Pause before it, in milliseconds.
         wait_ms: u64,
     },
-    /// The guest asked for a reset; it is started again at its first size.
+    /// The guest asked for a reset; it is started again at its first size, with the limits on I/O that
+    /// were set last.
     Rebooted,
     /// The VM is gone.
     Ended {

@@ -12,7 +12,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::disk::{DiskRate, DiskStatus};
+use crate::io::IoRate;
 use crate::net::{NetRateChange, NetStatus};
+use crate::policy::{Mode, Resource};
 use crate::units::{Bytes, Cpus, Quota};
 use crate::vm::ResizeReport;
 
@@ -132,10 +134,28 @@ pub struct IoStatus {
     /// Network interfaces, in the guest's order.
     #[serde(default)]
     pub nets: Vec<NetStatus>,
+    /// The limit of each disk, where it has bounds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_rate: Option<RateStatus>,
+    /// The limit of each network interface in each direction, where it has bounds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub net_rate: Option<RateStatus>,
+}
+
+/// A limit on I/O that has bounds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct RateStatus {
+    /// Lower bound.
+    pub min: IoRate,
+    /// Upper bound.
+    pub max: IoRate,
+    /// What the devices shall have; what they have is in their own status.
+    pub target: IoRate,
 }
 
 /// How one threshold stands.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ThresholdStatus {
     /// The rule as its customer wrote it (or its normal form).
@@ -144,6 +164,80 @@ pub struct ThresholdStatus {
     pub state: String,
     /// Last value of its metric in the metric's unit; absent: unknown.
     pub last_value: Option<f64>,
+    /// How far its datapoints are; absent before the first look.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<WindowStatus>,
+    /// Milliseconds until the cooldown after its last resize is over; absent: it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cooldown_remaining_ms: Option<u64>,
+    /// What keeps it from being followed although it fired; absent: nothing does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<HeldStatus>,
+}
+
+/// The datapoints of one rule.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct WindowStatus {
+    /// How many breach the level at the moment.
+    pub breaching: u32,
+    /// How many have to.
+    pub need: u32,
+    /// How many are looked at.
+    pub of: u32,
+    /// Time between them in milliseconds.
+    pub period_ms: u64,
+}
+
+/// Why a rule that fired is not followed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct HeldStatus {
+    /// `busy`, `manual_hold`, `cooldown`, `at_bound`, `growth_wins`, `stabilising`,
+    /// `reversal_budget`, `host_short_of_cpu` or `backing_off`.
+    pub reason: String,
+    /// A sentence.
+    pub detail: String,
+}
+
+/// What bears on all rules of an instance, besides the rules themselves.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct ScalingStatus {
+    /// What becomes of the rules' decisions.
+    pub mode: Mode,
+    /// Shrinking goes no lower than the largest size wanted in this time, in milliseconds.
+    pub shrink_window_ms: u64,
+    /// Most changes of direction in an hour, on each axis.
+    pub reversals_per_hour: u32,
+    /// Of the CPUs.
+    pub cpus: AxisScaling,
+    /// Of the memory.
+    pub memory: AxisScaling,
+    /// Of the limits on I/O that rules have looked at.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub io: BTreeMap<Resource, AxisScaling>,
+}
+
+impl ScalingStatus {
+    /// What bears on the rules of one resource.
+    pub fn of(&self, resource: Resource) -> AxisScaling {
+        match resource {
+            Resource::Cpus => self.cpus,
+            Resource::Memory => self.memory,
+            limit => self.io.get(&limit).copied().unwrap_or_default(),
+        }
+    }
+}
+
+/// What bears on the rules of one axis.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct AxisScaling {
+    /// Milliseconds for which a resize by hand still pauses the rules; 0: it does not.
+    pub manual_hold_remaining_ms: u64,
+    /// Changes of direction within the last hour.
+    pub reversals: u32,
 }
 
 /// What the program in the guest said last, as far as it can be true; absent fields are unknown.
@@ -222,6 +316,13 @@ pub struct InstanceStatus {
     pub recommended: Option<InstanceSize>,
     /// Its thresholds.
     pub thresholds: Vec<ThresholdStatus>,
+    /// What bears on all of them; absent before the first look.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scaling: Option<ScalingStatus>,
+    /// What is measured of it, by the names of the rules' metrics and in their units, whether a rule
+    /// looks at it or not. What is not known, or not any more, is absent.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub observed: BTreeMap<String, f64>,
 }
 
 /// The part of an instance's size that a resize touched; absent where it was not asked.

@@ -2,7 +2,10 @@
 //!
 //! People write `100M` (bytes a second), `2000iops`, both as `100M,2000iops`, and `max` for no limit.
 //! `burst=` says how much may pass at once after a quiet time: `100M,burst=20M`,
-//! `2000iops,burst=500iops`.
+//! `2000iops,burst=500iops`. For networks there are `400mbit` (millions of bits a second) and `2000pps`
+//! (packets), which are the same numbers in other words.
+
+pub mod bounds;
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,6 +14,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::units::{Bytes, UnitError};
 
+/// Bytes a second of one megabit a second.
+pub const MBIT_BYTES: u64 = 125_000;
 /// Default burst: what the rate gives in this many milliseconds.
 const DEFAULT_BURST_MS: u128 = 100;
 
@@ -77,12 +82,24 @@ enum Amount {
 }
 
 fn amount(text: &str, bad: impl Fn() -> UnitError) -> Result<Amount, UnitError> {
-    let amount = match text.strip_suffix("iops") {
-        Some(number) if number.bytes().all(|b| b.is_ascii_digit()) => {
-            Amount::Ops(number.parse().map_err(|_| bad())?)
+    let whole = |number: &str| {
+        let digits = number.bytes().all(|b| b.is_ascii_digit());
+        number
+            .parse::<u64>()
+            .ok()
+            .filter(|_| digits)
+            .ok_or_else(&bad)
+    };
+    let ops = text
+        .strip_suffix("iops")
+        .or_else(|| text.strip_suffix("pps"));
+    let amount = match (ops, text.strip_suffix("mbit")) {
+        (Some(number), _) => Amount::Ops(whole(number)?),
+        (None, Some(number)) => {
+            let bytes = whole(number)?.checked_mul(MBIT_BYTES);
+            Amount::Bytes(Bytes(bytes.ok_or_else(&bad)?))
         }
-        Some(_) => return Err(bad()),
-        None => {
+        (None, None) => {
             let number = text.strip_suffix("/s").unwrap_or(text);
             Amount::Bytes(number.parse().map_err(|_| bad())?)
         }
@@ -172,11 +189,14 @@ impl fmt::Display for IoRate {
     }
 }
 
-/// A number of bytes that reads back as itself: sizes are printed rounded for people.
+/// A number of bytes that reads back as itself: sizes are printed rounded for people. What is a round
+/// number of bits alone was given in bits.
 fn exact(bytes: Bytes) -> String {
     let text = bytes.to_string();
+    let short = text.ends_with(|c: char| c.is_ascii_alphabetic());
     match text.parse::<Bytes>() {
-        Ok(same) if same == bytes => text,
+        Ok(same) if same == bytes && short => text,
+        _ if bytes.get().is_multiple_of(MBIT_BYTES) => format!("{}mbit", bytes.get() / MBIT_BYTES),
         _ => bytes.get().to_string(),
     }
 }
@@ -199,6 +219,10 @@ mod tests {
         let both = rate("100M,burst=20M,2000iops,burst=50iops");
         assert_eq!(both.bytes(), Some((100 << 20, 20 << 20)));
         assert_eq!(both.ops(), Some((2000, 50)));
+        let net = rate("400mbit,2000pps");
+        assert_eq!(net.bytes(), Some((50_000_000, 5_000_000)));
+        assert_eq!(net.ops(), Some((2000, 200)));
+        assert_eq!(net.to_string(), "400mbit,2000iops");
     }
 
     #[test]
@@ -210,6 +234,10 @@ mod tests {
             "iops",
             "+5iops",
             "fast",
+            "mbit",
+            "1.5mbit",
+            "+1mbit",
+            "1e3pps",
             "1M,2M",
             "5iops,6iops",
             "burst=1M",

@@ -16,4 +16,5 @@ pub mod units;
 pub mod vm;
 
 pub use io::IoRate;
+pub use io::bounds::RateBounds;
 pub use units::{Bounds, Bytes, Cpus, Quota, UnitError};

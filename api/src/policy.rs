@@ -9,17 +9,22 @@ pub mod check;
 pub mod file;
 pub mod metric;
 pub mod oscillation;
+pub mod resource;
 pub mod rule;
 pub mod step;
 
+#[cfg(test)]
+mod io_tests;
 #[cfg(test)]
 mod tests;
 
 use serde::{Deserialize, Serialize};
 
+use crate::io::bounds::RateBounds;
 use crate::units::{Bounds, Bytes, Cpus};
 pub use file::PolicyFile;
 pub use metric::{Metric, MetricUnit, Source, Sources};
+pub use resource::{Device, Resource};
 pub use rule::ScaleArgument;
 
 /// Version of the model that this program writes and reads.
@@ -101,7 +106,8 @@ pub enum PolicyError {
     },
 }
 
-/// What can be resized. The axes are decided apart from each other.
+/// The resources that a host has only so much of, and in whose change the guest has a part. Limits of
+/// I/O are [`Resource`]s as well, and no axes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
@@ -222,22 +228,29 @@ pub enum Amount {
     Cpus(Cpus),
     /// So much memory.
     Memory(Bytes),
+    /// So much of a limit of I/O.
+    Io {
+        /// Which limit.
+        of: Resource,
+        /// How much, in its smallest unit; a multiple of [`Resource::unit`].
+        size: u64,
+    },
     /// A share of the present size, in percent.
     Percent {
         /// 1 to 1000 when growing, 1 to 100 when shrinking.
         percent: u32,
         /// Of which size.
-        axis: Axis,
+        of: Resource,
     },
 }
 
 impl Amount {
     /// What it is an amount of.
-    pub fn axis(self) -> Axis {
+    pub fn resource(self) -> Resource {
         match self {
-            Self::Cpus(_) => Axis::Cpus,
-            Self::Memory(_) => Axis::Memory,
-            Self::Percent { axis, .. } => axis,
+            Self::Cpus(_) => Resource::Cpus,
+            Self::Memory(_) => Resource::Memory,
+            Self::Io { of, .. } | Self::Percent { of, .. } => of,
         }
     }
 }
@@ -253,15 +266,23 @@ pub enum Action {
     SetCpus(Cpus),
     /// Take this much memory, be it more or less.
     SetMemory(Bytes),
+    /// Take this limit of I/O, be it higher or lower.
+    SetIo {
+        /// Which limit.
+        of: Resource,
+        /// The limit, in its smallest unit; a multiple of [`Resource::unit`].
+        size: u64,
+    },
 }
 
 impl Action {
     /// What it resizes.
-    pub fn axis(self) -> Axis {
+    pub fn resource(self) -> Resource {
         match self {
-            Self::Add(amount) | Self::Remove(amount) => amount.axis(),
-            Self::SetCpus(_) => Axis::Cpus,
-            Self::SetMemory(_) => Axis::Memory,
+            Self::Add(amount) | Self::Remove(amount) => amount.resource(),
+            Self::SetCpus(_) => Resource::Cpus,
+            Self::SetMemory(_) => Resource::Memory,
+            Self::SetIo { of, .. } => of,
         }
     }
 }
@@ -291,7 +312,7 @@ pub struct Threshold {
 /// Keep a metric near a level by making the size proportional to it (target tracking).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Target {
-    /// `cpu` or `memory`: a share of the size that it steers.
+    /// The share of a resource that is in use ([`Resource::share`]): the rule steers its size.
     pub metric: Metric,
     /// The level to keep, in percent.
     pub level: f64,
@@ -321,10 +342,10 @@ impl Rule {
         }
     }
     /// What is resized.
-    pub fn axis(&self) -> Axis {
+    pub fn resource(&self) -> Resource {
         match self {
-            Self::Threshold(rule) => rule.action.axis(),
-            Self::Target(rule) => rule.metric.natural_axis().unwrap_or(Axis::Cpus),
+            Self::Threshold(rule) => rule.action.resource(),
+            Self::Target(rule) => rule.metric.natural_resource().unwrap_or(Resource::Cpus),
         }
     }
     /// Cooldown in milliseconds.
@@ -380,6 +401,34 @@ impl PolicyBounds {
     }
 }
 
+/// Least and most of the limits on I/O; absent: no matter of rules.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct IoBounds {
+    /// Of each disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<RateBounds>,
+    /// Of each network interface, in each direction.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub net: Option<RateBounds>,
+}
+
+impl IoBounds {
+    /// Neither is bounded.
+    pub fn is_empty(&self) -> bool {
+        self.disk.is_none() && self.net.is_none()
+    }
+
+    /// Those of one kind of device.
+    pub fn of(&self, device: Device) -> Option<RateBounds> {
+        match device {
+            Device::Disk => self.disk,
+            Device::Net => self.net,
+        }
+    }
+}
+
 /// Bounds and rules of one instance.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -390,6 +439,9 @@ pub struct Policy {
     pub version: u32,
     /// Least and most.
     pub bounds: PolicyBounds,
+    /// Least and most of the limits on I/O.
+    #[serde(default, skip_serializing_if = "IoBounds::is_empty")]
+    pub io: IoBounds,
     /// Rules, in the order in which they were given.
     #[serde(default)]
     pub rules: Vec<Rule>,
@@ -448,6 +500,7 @@ impl Policy {
         Self {
             version: defaults::version(),
             bounds,
+            io: IoBounds::default(),
             rules: Vec::new(),
             period_ms: defaults::period_ms(),
             missing: Missing::Hold,
@@ -458,6 +511,19 @@ impl Policy {
             restart: Restart::Never,
             weight: defaults::weight(),
         }
+    }
+
+    /// Bounds of one resource in its smallest unit; absent: it has none, and no rule may touch it.
+    pub fn bounds_of(&self, resource: Resource) -> Option<Bounds<u64>> {
+        let bounds = match resource.device() {
+            None if resource == Resource::Cpus => return Some(self.bounds.of(Axis::Cpus)),
+            None => return Some(self.bounds.of(Axis::Memory)),
+            Some(device) => self.io.of(device)?,
+        };
+        Some(Bounds {
+            min: resource.of_rate(&bounds.min())?,
+            max: resource.of_rate(&bounds.max())?,
+        })
     }
 
     /// Takes one `--scale` argument: a rule, or `set NAME VALUE`.

@@ -6,6 +6,7 @@
 //! | `GET /v1/vm` | | [`VmDescription`] |
 //! | `PUT /v1/vm/resize` | [`VmResize`] | [`ResizeReport`] of [`VmSize`] |
 //! | `GET /v1/vm/disks` | | list of [`DiskStatus`] |
+//! | `GET /v1/vm/nets` | | list of [`NetStatus`] |
 //! | `GET /v1/vm/balloon/statistics` | | [`BalloonStatistics`] (fresh, or the last with its age) |
 //! | `PUT /v1/vm/pause`, `/resume`, `/power-button`, `/stop` | | 204 |
 
@@ -30,6 +31,14 @@ pub mod exit {
     pub const TRIPLE_FAULT: i32 = 65;
     /// KVM could not go on (internal error, failed entry, bad address).
     pub const KVM_ERROR: i32 = 66;
+}
+
+/// Threaded groups inside a VM's cgroup.
+pub mod cgroup {
+    /// vCPU threads, which have the quota.
+    pub const VCPU: &str = "vcpu";
+    /// All other threads, and the programs that move the guest's frames: never throttled.
+    pub const OTHERS: &str = "emu";
 }
 
 /// One virtual machine, in the words of whoever starts it. The vmm checks it before anything is made.
@@ -70,7 +79,8 @@ pub struct VmSpec {
     /// Sockets between programs of the guest and of the host; absent: none.
     #[serde(default)]
     pub vsock: Option<VsockSpec>,
-    /// An existing, writable cgroup v2 folder of this VM alone; the vmm makes `vcpu` and `emu` in it.
+    /// An existing, writable cgroup v2 folder of this VM alone; the vmm makes the
+    /// groups of [`cgroup`] in it, where they are not there.
     #[serde(default)]
     pub cgroup: Option<PathBuf>,
     /// Network interfaces, in the guest's order.

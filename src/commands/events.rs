@@ -6,10 +6,13 @@ use std::time::Duration;
 use anyhow::Context;
 use concertina_agent::client;
 use concertina_agent::state_dir::StateDir;
+use concertina_api::Bytes;
 use concertina_api::event::{Event, EventKind};
+use concertina_api::instance::InstanceSize;
+use concertina_api::vm::ResizeReport;
 
 use crate::commands::status::{describe_resize, describe_size};
-use crate::follow::Follower;
+use crate::follow::{Follower, Lines};
 use crate::{output, state};
 
 const EXAMPLES: &str = "\
@@ -87,27 +90,6 @@ fn from_agent(args: &Args, agent: &Path) -> anyhow::Result<i32> {
     printed.map(|()| 0)
 }
 
-/// Cuts a stream into lines; keeps what has no line end yet.
-#[derive(Default)]
-struct Lines {
-    rest: Vec<u8>,
-}
-
-impl Lines {
-    fn push(&mut self, bytes: &[u8]) -> Vec<String> {
-        self.rest.extend_from_slice(bytes);
-        let Some(end) = self.rest.iter().rposition(|&byte| byte == b'\n') else {
-            return Vec::new();
-        };
-        let rest = self.rest.split_off(end + 1);
-        let whole = std::mem::replace(&mut self.rest, rest);
-        String::from_utf8_lossy(&whole)
-            .lines()
-            .map(str::to_owned)
-            .collect()
-    }
-}
-
 fn is_end(line: &str) -> bool {
     serde_json::from_str::<Event>(line)
         .is_ok_and(|event| matches!(event.kind, EventKind::Ended { .. }))
@@ -121,9 +103,33 @@ fn print(line: &str, as_json: bool) -> anyhow::Result<()> {
     }
 }
 
+/// What a resize came to. `resident`: before and after, in bytes.
+fn describe_resized(
+    cause: &str,
+    note: Option<&str>,
+    before: &InstanceSize,
+    report: &ResizeReport<InstanceSize>,
+    resident: [u64; 2],
+) -> String {
+    let note = note.map(|note| format!("; {note}")).unwrap_or_default();
+    let [from, to] = resident.map(Bytes);
+    format!(
+        "{cause}: from {}: {} (resident {from} -> {to}{note})",
+        describe_size(before),
+        describe_resize(report)
+    )
+}
+
 /// An event on one line for people: seconds since launch, kind, what happened.
 fn describe(event: &Event) -> String {
-    let (kind, text) = match &event.kind {
+    let (kind, text) = kind_and_text(event);
+    let seconds = event.uptime_ms as f64 / 1000.0;
+    format!("{seconds:>10.3}  {kind:<12}  {text}")
+}
+
+/// The kind of an event in a word or two, and what happened.
+pub fn kind_and_text(event: &Event) -> (&'static str, String) {
+    match &event.kind {
         EventKind::Started { vmm_pid } => ("started", format!("vmm is process {vmm_pid}")),
         EventKind::Threshold { rule, state, value } => {
             let value = value
@@ -140,20 +146,8 @@ fn describe(event: &Event) -> String {
             resident_after,
             ..
         } => {
-            let note = note
-                .as_ref()
-                .map(|note| format!("; {note}"))
-                .unwrap_or_default();
-            let resident = format!(
-                "resident {} -> {}",
-                concertina_api::Bytes(*resident_before),
-                concertina_api::Bytes(*resident_after)
-            );
-            let text = format!(
-                "{cause}: from {}: {} ({resident}{note})",
-                describe_size(before),
-                describe_resize(report)
-            );
+            let resident = [*resident_before, *resident_after];
+            let text = describe_resized(cause, note.as_deref(), before, report, resident);
             ("resized", text)
         }
         EventKind::Held { cause, why } => ("held", format!("{cause}: {why}")),
@@ -164,12 +158,9 @@ fn describe(event: &Event) -> String {
             recommended,
         } => {
             let note = note.as_ref().map(|note| format!(" ({note})"));
-            let text = format!(
-                "{cause}: {} instead of {}{}; nothing is done",
-                describe_size(recommended),
-                describe_size(present),
-                note.unwrap_or_default()
-            );
+            let (wanted, has) = (describe_size(recommended), describe_size(present));
+            let note = note.unwrap_or_default();
+            let text = format!("{cause}: {wanted} instead of {has}{note}; nothing is done");
             ("recommended", text)
         }
         EventKind::GuestMemoryShort { evidence } => ("memory short", evidence.clone()),
@@ -177,10 +168,10 @@ fn describe(event: &Event) -> String {
             "disk error",
             format!("{}: {error} ({count} failed)", disk.display()),
         ),
-        EventKind::NetDown { net, reason } => {
-            let text = format!("interface {net}, until the guest restarts: {reason}");
-            ("net down", text)
-        }
+        EventKind::NetDown { net, reason } => (
+            "net down",
+            format!("interface {net}, until the guest restarts: {reason}"),
+        ),
         EventKind::PolicyReplaced { version, rules } => (
             "policy",
             format!("version {version} is in force: {}", rules.join("; ")),
@@ -219,22 +210,12 @@ fn describe(event: &Event) -> String {
                 .unwrap_or_default();
             ("ended", format!("{reason}{status}"))
         }
-    };
-    let seconds = event.uptime_ms as f64 / 1000.0;
-    format!("{seconds:>10.3}  {kind:<12}  {text}")
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_line_is_printed_only_once_it_is_whole() {
-        let mut lines = Lines::default();
-        assert!(lines.push(b"{\"a\"").is_empty());
-        assert_eq!(lines.push(b":1}\n{}\n{"), ["{\"a\":1}", "{}"]);
-        assert_eq!(lines.push(b"}\n"), ["{}"]);
-    }
 
     #[test]
     fn events_read_as_sentences() {

@@ -12,4 +12,5 @@ pub mod resize;
 pub mod run;
 pub mod status;
 pub mod stop;
+pub mod top;
 pub mod usage;

@@ -1,5 +1,7 @@
 //! `concertina ps`: the instances of a state folder, as a table or as JSON.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use concertina_agent::client;
@@ -59,31 +61,55 @@ pub fn run(args: &Args, state: &StateDir) -> anyhow::Result<i32> {
     Ok(0)
 }
 
-/// Asks all instances at the same time, so that one that hangs delays the list only once.
+/// Asks all supervisors at the same time, so that one that hangs delays the list only once: the agent of
+/// a host for all of its instances, and each other instance's own.
 fn ask_all(entries: Vec<InstanceEntry>) -> Vec<Row> {
+    let (of_agents, others): (Vec<_>, Vec<_>) = entries
+        .into_iter()
+        .partition(|entry| entry.alive && entry.socket.is_some());
+    let agents: BTreeSet<PathBuf> = of_agents
+        .iter()
+        .filter_map(|entry| entry.socket.clone())
+        .collect();
     let ask = |entry: InstanceEntry| {
         let status = entry
             .alive
             .then(|| client::status_within(&entry.paths, ANSWER_TIMEOUT).ok());
-        let status: Option<InstanceStatus> = status.flatten();
-        Row {
-            name: entry.name,
-            state: status.as_ref().map_or(entry.state, |status| status.state),
-            agent_pid: entry.agent_pid,
-            status,
-            reason: entry.ending.map(|ending| ending.reason),
-        }
+        row(entry, status.flatten())
     };
     std::thread::scope(|scope| {
-        let threads: Vec<_> = entries
+        let known: Vec<_> = agents
+            .into_iter()
+            .map(|agent| scope.spawn(move || client::statuses(&agent).unwrap_or_default()))
+            .collect();
+        let threads: Vec<_> = others
             .into_iter()
             .map(|entry| scope.spawn(move || ask(entry)))
             .collect();
-        threads
-            .into_iter()
-            .filter_map(|thread| thread.join().ok())
-            .collect()
+        let known = known.into_iter().filter_map(|thread| thread.join().ok());
+        let mut known: BTreeMap<String, InstanceStatus> = known
+            .flatten()
+            .map(|status| (status.name.clone(), status))
+            .collect();
+        let of_agents = of_agents.into_iter().map(|entry| {
+            let status = known.remove(&entry.name);
+            row(entry, status)
+        });
+        let mut rows: Vec<Row> = of_agents.collect();
+        rows.extend(threads.into_iter().filter_map(|thread| thread.join().ok()));
+        rows.sort_by(|a, b| a.name.cmp(&b.name));
+        rows
     })
+}
+
+fn row(entry: InstanceEntry, status: Option<InstanceStatus>) -> Row {
+    Row {
+        name: entry.name,
+        state: status.as_ref().map_or(entry.state, |status| status.state),
+        agent_pid: entry.agent_pid,
+        status,
+        reason: entry.ending.map(|ending| ending.reason),
+    }
 }
 
 fn table(rows: &[Row]) -> String {

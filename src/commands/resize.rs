@@ -24,8 +24,10 @@ Examples:
   concertina resize web --net-rate 10M
   concertina resize web --net-rate 0.tx=5M,2000iops
 
-The size has to be within the bounds that the instance was launched with. Thresholds of an axis
-that was resized by hand pause for the policy's manual_hold (5 minutes by default).
+The size has to be within the bounds that the instance was launched with, and so have limits that have
+bounds (--disk-rate and --net-rate of 'run'); such a limit is the same for all disks, or for all network
+interfaces and directions, and what the new one does not name stays as it is. Limits without bounds can be
+anything. Thresholds of what was resized by hand pause for the policy's manual_hold (5 minutes by default).
 
 JSON fields: outcome (applied, partial, refused, rolled_back, timed_out), asked, got, reason,
 timeline_ms. Exit status: 0 applied, 1 any other outcome.";

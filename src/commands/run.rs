@@ -13,8 +13,8 @@ use concertina_agent::launch::LaunchSpec;
 use concertina_agent::state_dir::StateDir;
 use concertina_api::disk::DiskSpec;
 use concertina_api::net::NetWish;
-use concertina_api::policy::{Policy, PolicyError, PolicyFile, Sources};
-use concertina_api::{Bounds, Bytes, Cpus};
+use concertina_api::policy::{Policy, PolicyError, PolicyFile, Source, Sources};
+use concertina_api::{Bounds, Bytes, Cpus, RateBounds};
 
 use crate::failure::Usage;
 use crate::{guest, policy};
@@ -45,15 +45,26 @@ Rules (--scale), each with metric, comparison, level, time, action:
   target cpu 60%
 Metrics: cpu, cpu.pressure, cpu.steal, memory, memory.available, memory.pressure, io.pressure, and
 from the agent in the guest load1, swap and custom.NAME (see 'concertina-guest agent --help').
+Limits of disks and networks with bounds (--disk-rate 10M..100M, --net-rate 80mbit..800mbit) scale too:
+  disk > 80% for 3s: +20 disk.mbps  disk < 20% for 60s: -20 disk.mbps
+  net > 80% for 3s: +25%            net < 20% for 60s: -100 net.mbps
+  target disk 70% for 3s
+disk.mbps are MiB (1,048,576 bytes) a second, net.mbps are 1,000,000 bits a second, disk.iops and net.pps
+are requests and packets a second. A limit holds for each disk, and for each network interface in each
+direction. Metrics: disk and net in % of the limit that it has now (of several devices the busiest, unknown
+without a limit), disk.requests and net.packets the same for a limit of requests or packets; disk.mbps,
+disk.iops, net.mbps, net.pps: what all devices together move.
 The same in TOML (--policy):
   [bounds]
   cpus   = { min = 1, max = 4 }
   memory = { min = \"512M\", max = \"4G\" }
+  disk   = { min = \"10M\", max = \"100M\" }
+  net    = { min = \"80mbit\", max = \"800mbit\" }
   [[threshold]]
   metric = \"cpu\"
   above  = \"75%\"
   for    = \"5s\"
-  add    = { cpus = 1 }
+  add    = { cpus = 1 }             # or { disk.mbps = 20 }, { net.mbps = 100 }, …
 With mode = \"recommend\" in the file, or --scale 'set mode recommend', what the rules want is
 reported in 'status' and 'events', and the instance keeps its size.
 
@@ -115,6 +126,14 @@ pub struct Args {
     /// adds to them
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
+    /// Bounds of the limit of each disk, or a fixed one, in bytes or requests a second or both: 10M..100M,
+    /// 500iops..5000iops, 10M,500iops..100M,5000iops
+    #[arg(long, value_name = "MIN[..MAX]")]
+    pub disk_rate: Option<RateBounds>,
+    /// Bounds of the limit of each network interface in each direction, or a fixed one, in bits, bytes or
+    /// packets a second: 80mbit..800mbit, 10M..100M, 1000pps..50000pps
+    #[arg(long, value_name = "MIN[..MAX]")]
+    pub net_rate: Option<RateBounds>,
     /// A network interface: tap, tap=NAME or user[,forward=HOST:GUEST]; may be given several times
     #[arg(long = "net", value_name = "NET")]
     nets: Vec<NetWish>,
@@ -202,13 +221,27 @@ fn read_policy(args: &Args) -> anyhow::Result<Policy> {
         None => PolicyFile::default(),
     };
     let usage = |error: PolicyError| Usage(error.to_string());
+    let file = file
+        .with_rates(args.disk_rate, args.net_rate)
+        .map_err(usage)?;
     let mut policy = file.into_policy(args.cpus, args.memory).map_err(usage)?;
     for rule in &args.scale {
         policy.scale(rule).map_err(usage)?;
     }
     // The launch checks again; here a mistake costs no time for fetching a guest.
-    policy.check(&Sources::all()).map_err(usage)?;
+    policy.check(&sources(args)).map_err(usage)?;
     Ok(policy)
+}
+
+fn sources(args: &Args) -> Sources {
+    let mut sources = Sources::all();
+    if args.disks.is_empty() && args.image.image.is_none() {
+        sources = sources.without(Source::Disks);
+    }
+    if args.nets.is_empty() {
+        sources = sources.without(Source::Networks);
+    }
+    sources
 }
 
 #[cfg(test)]
@@ -282,14 +315,66 @@ mod tests {
             .map(str::trim)
             .filter(|rule| !rule.is_empty())
             .collect();
-        assert!(rules.len() >= 6, "{rules:?}");
-        let bounds = ["--cpus", "0.5..4", "--memory", "256M..4G"];
+        let limits = EXAMPLES
+            .lines()
+            .skip_while(|line| !line.starts_with("Limits"))
+            .skip(1)
+            .take_while(|line| line.starts_with("  "))
+            .flat_map(|line| line.trim().split("  "))
+            .map(str::trim)
+            .filter(|rule| !rule.is_empty());
+        let rules: Vec<&str> = rules.into_iter().chain(limits).collect();
+        assert_eq!(rules.len(), 11, "{rules:?}");
+        let bounds = [
+            "--cpus",
+            "0.5..4",
+            "--memory",
+            "256M..4G",
+            "--disk",
+            "a",
+            "--disk-rate",
+            "10M..100M",
+            "--net",
+            "user",
+            "--net-rate",
+            "80mbit..800mbit",
+        ];
         for rule in rules {
             let words: Vec<&str> = bounds.iter().copied().chain(["--scale", rule]).collect();
             if let Err(error) = read_policy(&args(&words)) {
                 panic!("{rule}: {error}");
             }
         }
+    }
+
+    #[test]
+    fn limits_need_their_device_and_one_pair_of_bounds() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("web.toml");
+        let text = "[bounds]\ndisk = { min = \"10M\", max = \"100M\" }\n";
+        std::fs::write(&path, text).unwrap();
+        let words = |extra: &[&'static str]| -> Vec<String> {
+            let first = ["--cpus", "1", "--memory", "256M", "--disk", "a", "--policy"];
+            let first = first.iter().map(ToString::to_string);
+            let path = std::iter::once(path.display().to_string());
+            let extra = extra.iter().map(ToString::to_string);
+            first.chain(path).chain(extra).collect()
+        };
+        let policy = |extra: &[&'static str]| {
+            let words = words(extra);
+            let words: Vec<&str> = words.iter().map(String::as_str).collect();
+            read_policy(&args(&words)).map_err(|error| error.to_string())
+        };
+        let same = policy(&["--disk-rate", "10M..100M", "--scale", "disk > 80%: +25%"]).unwrap();
+        assert_eq!(same.io.disk.unwrap().to_string(), "10M..100M");
+        assert_eq!(same.io, policy(&[]).unwrap().io);
+        let error = policy(&["--disk-rate", "10M..200M"]).unwrap_err();
+        assert!(
+            error.contains("10M..200M") && error.contains("10M..100M"),
+            "{error}"
+        );
+        let error = policy(&["--scale", "net > 80%: +1 net.mbps"]).unwrap_err();
+        assert!(error.contains("--net"), "{error}");
     }
 
     #[test]

@@ -1,6 +1,9 @@
-//! `concertina status`: one instance, once or again and again, for people or for programs.
+//! `concertina status`: one instance, once or again and again, for people or for programs; and why
+//! it has the size that it has.
 
-use std::io::IsTerminal;
+mod watch;
+mod why;
+
 use std::time::Duration;
 
 use concertina_agent::client;
@@ -8,33 +11,54 @@ use concertina_agent::state_dir::{Ending, InstanceEntry, StateDir};
 use concertina_api::disk::DiskStatus;
 use concertina_api::instance::{
     CpuStatus, GuestStatus, InstanceSize, InstanceState, InstanceStatus, IoStatus, MemoryStatus,
-    ThresholdStatus,
+    RateStatus, ThresholdStatus,
 };
 use concertina_api::net::{NetRates, NetStatus, NetTraffic};
 use concertina_api::vm::ResizeReport;
-use concertina_api::{Bytes, Cpus, Quota};
+use concertina_api::{Bytes, Cpus, IoRate, Quota};
 use serde::Serialize;
 
+use crate::commands::top::parse_interval;
 use crate::{output, state};
 
 const EXAMPLES: &str = "\
 Examples:
   concertina status web
-  concertina status web --watch
+  concertina status web --why
+  concertina status web --watch --interval 250ms | tee web.log
   concertina status web --json | jq .cpus.online
+  concertina status web --watch --json | jq -c '[.time, .observed.cpu, .cpus.online]'
+
+--watch prints a line when something is other than a look before: time (UTC), state, load (use
+of its CPUs, percent), CPUs online, quota and target, memory plugged, target and resident on the
+host, pressure (percent of the time in which something waited), and what happened since the line
+before. It ends with the instance, with exit status 0; the last line says how the instance ended.
+
+--why says for CPUs and memory which size there is and who set it (at launch, by hand, or which
+rule), what each rule looks at and how far it is, what keeps it from acting (bounds, cooldown, a
+hold after a resize by hand, the hour's changes of direction, a host that is short), and what
+would have to happen for another size.
 
 JSON fields: name, state, uptime_ms, cpus {min,max,target,online,quota}, memory {min,max,target,
 plugged,balloon,guest_total,guest_available,host_resident} in bytes, io {disks [{path,capacity,
-read_only,serial,rate,engine,direct,read_bytes,written_bytes,reads,writes,flushes,discards,throttled,
-errors,last_error,bad_requests}], nets [{link,tap,mac,link_up,driver_ready,rx,tx {bytes,frames,drops,
-throttled},bad_requests,rates {rx,tx}}]}, guest (what the agent in the guest says, or null), last_resize,
-thresholds [{rule,state,last_value}], recommended {cpus,memory} where a policy with mode = \"recommend\"
-wants another size, policy_version, waiting {cpus,memory} (growth that the host has no room for yet),
-restarts (after failures). An unknown value is null. Of an instance that ended only name, state
-and ending {status,reason,exit_reason,time} are known. States: starting, running, paused, stopping, stopped,
-failed.";
+read_only,serial,rate,engine,direct,read_bytes,written_bytes,reads,writes,flushes,discards,
+throttled,errors,last_error,bad_requests}], nets [{link,tap,mac,link_up,driver_ready,
+rx,tx {bytes,frames,drops,throttled},bad_requests,rates {rx,tx}}]}, guest (what the agent in the
+guest says, or null), last_resize, thresholds [{rule,state,last_value,window {breaching,need,of,
+period_ms},cooldown_remaining_ms,held {reason,detail}}], scaling {mode,shrink_window_ms,
+reversals_per_hour,cpus,memory {manual_hold_remaining_ms,reversals}}, observed (each metric that
+is known, by its name in rules), recommended {cpus,memory} where a policy with
+mode = \"recommend\" wants another size, policy_version, waiting {cpus,memory} (growth that the
+host has no room for yet), restarts (after failures). An unknown value is null or absent. Of an
+instance that ended only name, state and ending {status,reason,exit_reason,time} are known. States:
+starting, running, paused, stopping, stopped, failed.
+With --watch there is one object a look, on one line, with time and events (since the object
+before) beside these; while there is no answer it has only those two.
+With --why: name, mode, axes [{axis,size,min,max,target,set_by {by,cause,note,time,ago_ms},
+on_its_way,manual_hold_remaining_ms,reversals,reversals_per_hour,rules [{rule,state,metric,value,
+would_make,needs,held,cooldown_remaining_ms}]}]; sizes are CPUs or bytes.";
 
-/// Pause between two lines or pictures of `--watch`.
+/// Pause between two looks of `--watch`.
 const WATCH_PERIOD: Duration = Duration::from_secs(1);
 
 /// Arguments of `status`.
@@ -46,57 +70,46 @@ pub struct Args {
     /// Print JSON; with --watch one object a line
     #[arg(long)]
     json: bool,
-    /// Show it again each second until the instance ends
+    /// Print a line when something changes, until the instance ends
     #[arg(short, long)]
     watch: bool,
+    /// Time between two looks of --watch, 100ms to 1h; 1s by default
+    #[arg(short, long, value_name = "T", value_parser = parse_interval, requires = "watch")]
+    interval: Option<Duration>,
+    /// Say why it has the size that it has, and what would change it
+    #[arg(long, conflicts_with = "watch")]
+    why: bool,
 }
 
 /// Prints the status.
 pub fn run(args: &Args, state: &StateDir) -> anyhow::Result<i32> {
-    let mut entry = state::find(state, &args.name)?;
-    while args.watch && entry.alive {
-        let status = match client::status(&entry.paths) {
-            Ok(status) => status,
-            // It ended between the look and the question.
-            Err(_) if !state::find(state, &args.name)?.alive => break,
-            Err(error) => return Err(error.into()),
-        };
-        if args.json {
-            output::json_line(&status)?;
-        } else {
-            // A new picture in the same place on a terminal, one below the other elsewhere.
-            let clear = if std::io::stdout().is_terminal() {
-                "\x1b[H\x1b[J"
-            } else {
-                ""
-            };
-            output::line(&format!("{clear}{}", describe(&status)))?;
-        }
-        std::thread::sleep(WATCH_PERIOD);
-        entry = state::find(state, &args.name)?;
-    }
+    let entry = state::find(state, &args.name)?;
     if args.watch {
-        entry = state::find(state, &args.name)?;
+        let interval = args.interval.unwrap_or(WATCH_PERIOD);
+        watch::watch(&entry.name, state, interval, args.json)?;
+        let ended = state::find(state, &args.name)?;
+        return print_ended(args, &ended);
     }
     if !entry.alive {
         return print_ended(args, &entry);
     }
     let status = client::status(&entry.paths)?;
-    if args.json {
-        output::json(&status)?;
-    } else {
-        output::line(&describe(&status))?;
+    match (args.why, args.json) {
+        (true, as_json) => why::print(&status, &entry.paths.events, as_json)?,
+        (false, true) => output::json(&status)?,
+        (false, false) => output::line(&describe(&status))?,
     }
     Ok(0)
 }
 
+/// How an instance ended.
 fn print_ended(args: &Args, entry: &InstanceEntry) -> anyhow::Result<i32> {
     if args.json {
         let value = EndedStatus::of(entry);
         if args.watch {
-            output::json_line(&value)?
+            output::json_line(&value)?;
         } else {
-            output::json(&value)?
+            output::json(&value)?;
         }
         return Ok(0);
     }
@@ -207,7 +220,7 @@ fn describe(status: &InstanceStatus) -> String {
             .map(|pid| format!(", vmm {pid}"))
             .unwrap_or_default(),
     );
-    text.push_str(&size_table(&status.cpus, &status.memory));
+    text.push_str(&size_table(status));
     text.push_str("\n\n");
     if !status.io.disks.is_empty() {
         text.push_str(&disk_table(&status.io.disks));
@@ -301,9 +314,10 @@ fn net_table(nets: &[NetStatus]) -> String {
     output::table(&head, &rows, &[0, 3, 4, 5])
 }
 
-fn size_table(cpus: &CpuStatus, memory: &MemoryStatus) -> String {
+fn size_table(status: &InstanceStatus) -> String {
+    let (cpus, memory, io) = (&status.cpus, &status.memory, &status.io);
     let unknown = |bytes: Option<Bytes>| bytes.map_or("unknown".to_owned(), output::size);
-    let rows = [
+    let mut rows = vec![
         vec![
             "cpus".to_owned(),
             cpus.min.to_string(),
@@ -328,11 +342,36 @@ fn size_table(cpus: &CpuStatus, memory: &MemoryStatus) -> String {
             ),
         ],
     ];
+    let has = io.disks.first().map(|disk| disk.rate);
+    let limit = rate_row("disk rate", io.disk_rate, has, "of each disk");
+    rows.extend(limit);
+    let has = io.nets.first().map(|net| net.rates.rx);
+    let of = "of each network interface, in each direction";
+    rows.extend(rate_row("net rate", io.net_rate, has, of));
     output::table(
         &["", "MIN", "MAX", "TARGET", "HAS", ""],
         &rows,
         &[1, 2, 3, 4],
     )
+}
+
+/// A limit that has bounds: all devices of a kind have the same.
+fn rate_row(
+    name: &str,
+    limit: Option<RateStatus>,
+    has: Option<IoRate>,
+    of: &str,
+) -> Option<Vec<String>> {
+    let limit = limit?;
+    let has = has.map_or("unknown".to_owned(), |rate| rate.to_string());
+    Some(vec![
+        name.to_owned(),
+        limit.min.to_string(),
+        limit.max.to_string(),
+        limit.target.to_string(),
+        has,
+        of.to_owned(),
+    ])
 }
 
 /// A size in words: `2 CPUs and 512M`.
@@ -380,7 +419,6 @@ pub fn describe_resize(report: &ResizeReport<InstanceSize>) -> String {
 pub mod tests {
     use std::collections::BTreeMap;
 
-    use concertina_api::IoRate;
     use concertina_api::net::NetLink;
     use concertina_api::vm::Outcome;
     use serde_json::json;
@@ -417,6 +455,12 @@ pub mod tests {
                 host_resident: Bytes::mib(90),
             },
             io: IoStatus {
+                disk_rate: Some(RateStatus {
+                    min: "10M,500iops".parse().unwrap(),
+                    max: "100M,5000iops".parse().unwrap(),
+                    target: "60M,2000iops".parse().unwrap(),
+                }),
+                net_rate: None,
                 disks: vec![DiskStatus {
                     path: "/srv/data.img".into(),
                     capacity: Bytes::mib(2048),
@@ -472,8 +516,10 @@ pub mod tests {
             thresholds: vec![ThresholdStatus {
                 rule: "cpu > 75% for 5s: +1 cpu".into(),
                 state: "unknown".into(),
-                last_value: None,
+                ..ThresholdStatus::default()
             }],
+            scaling: None,
+            observed: BTreeMap::new(),
         }
     }
 
@@ -498,6 +544,8 @@ pub mod tests {
             "/memory/guest_available",
             "/memory/host_resident",
             "/io/disks/0/path",
+            "/io/disk_rate/min/bytes_per_s",
+            "/io/disk_rate/target/ops_per_s",
             "/io/disks/0/rate/bytes_per_s",
             "/io/disks/0/errors",
             "/io/nets/0/mac",
@@ -531,6 +579,9 @@ pub mod tests {
             "90M",
             "/srv/data.img",
             "50M,2000iops",
+            "60M,2000iops",
+            "100M,5000iops",
+            "of each disk",
             "read-only, 2 failed, the last: Read: broken",
             "vm0",
             "02:00:00:00:00:01",

@@ -50,6 +50,11 @@ pub fn measure(options: &Options, results: &mut Results) -> Result<()> {
     Ok(())
 }
 
+/// Resident MiB of a VM's process outside of its guest's RAM.
+pub fn beside_guest_ram_mib(pid: i32) -> Result<f64> {
+    Ok(resident_kib(pid)?.0 as f64 / 1024.0)
+}
+
 /// Resident KiB of a process: outside of large mappings, and in them.
 fn resident_kib(pid: i32) -> Result<(u64, u64)> {
     let path = format!("/proc/{pid}/smaps");

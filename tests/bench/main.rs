@@ -8,6 +8,7 @@ mod agent;
 mod boot;
 mod footprint;
 mod guest;
+mod io;
 mod latency;
 mod machine;
 mod ours;
@@ -26,12 +27,17 @@ const USAGE: &str = "\
 Usage: bench PART[,PART]... --kernel FILE --initrd FILE --out FILE [--rounds N] [--peer-root DIR]
        bench agent --out FILE
        bench report FILE... --out FILE
+       bench probe ...
 
   boot            boot to power-off, and the guest's uptime at its init
   footprint       memory of an instance beside its guest's RAM, and of its idle guest
   reaction        from a load step in the guest to the vCPU that a threshold adds
   latency         from the request to the resize that is seen
-  peer            the same under QEMU
+  balloon         the same for a balloon, asked from the VM's process
+  peer            the resizes of 'latency' under QEMU
+  peer-balloon    a balloon under QEMU
+  io              disk, network and vsock, ours and QEMU's
+  probe           the guest's end of 'io'
   agent           what the agent costs its host with many simulated VMs; needs no KVM and no guest
   report          prints the results of several runs as a table, and writes them to one file
   --rounds N      how often each resize is measured (20)
@@ -67,6 +73,9 @@ fn run(arguments: &[String]) -> Result<()> {
     if let ("vcpu", [period_ms]) = (part.as_str(), rest) {
         agent::play_vcpu(period_ms.parse()?);
         return Ok(());
+    }
+    if part == "probe" {
+        return io::probe::run(rest);
     }
     let mut files = Vec::new();
     let (mut kernel, mut initrd, mut out, mut rounds, mut peer_root) = (None, None, None, 20, None);
@@ -117,7 +126,10 @@ fn run(arguments: &[String]) -> Result<()> {
                 "footprint" => footprint::measure(&options, &mut results)?,
                 "reaction" => reaction::measure(&options, &mut results)?,
                 "latency" => latency::measure(&options, &mut results)?,
+                "balloon" => latency::measure_balloon(&options, &mut results)?,
                 "peer" => latency::measure_peer(&options, &mut results)?,
+                "peer-balloon" => latency::measure_peer_balloon(&options, &mut results)?,
+                "io" => io::measure(&options, &mut results)?,
                 _ => bail!("'{part}' is not a part of the benchmark\n{USAGE}"),
             }
         }

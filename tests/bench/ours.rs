@@ -1,5 +1,5 @@
-//! Our own VM under measurement, asked through the agent (as a user does) or through the VM's own
-//! process (as QEMU is asked through QMP).
+//! Our own VM under measurement, asked through the agent, as a user does; for a balloon, which is the
+//! agent's own tool, the VM's process is asked.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -23,17 +23,26 @@ pub struct Ours {
     state: tempfile::TempDir,
     pid: i32,
     agent_pid: i32,
-    through_agent: bool,
 }
 
 impl Ours {
     /// Launches an instance with these bounds and rules.
     pub fn launch(options: &Options, cpus: &str, memory: &str, rules: &[&str]) -> Result<Self> {
+        let scale: Vec<&str> = rules.iter().flat_map(|rule| ["--scale", *rule]).collect();
+        Self::launch_with(options, cpus, memory, &scale)
+    }
+
+    /// Launches an instance with these bounds and further options of `concertina run`.
+    pub fn launch_with(
+        options: &Options,
+        cpus: &str,
+        memory: &str,
+        further: &[&str],
+    ) -> Result<Self> {
         let mut ours = Self {
             state: tempfile::tempdir()?,
             pid: 0,
             agent_pid: 0,
-            through_agent: true,
         };
         let mut command = ours.command("run");
         command.args([
@@ -43,10 +52,8 @@ impl Ours {
             .arg("--kernel")
             .arg(&options.kernel)
             .arg("--initrd")
-            .arg(&options.initrd);
-        for rule in rules {
-            command.args(["--scale", rule]);
-        }
+            .arg(&options.initrd)
+            .args(further);
         let output = command.output().context("Starting 'concertina'")?;
         ensure!(
             output.status.success(),
@@ -68,7 +75,8 @@ impl Ours {
         command
     }
 
-    fn file(&self, name: &str) -> PathBuf {
+    /// A file in the instance's folder.
+    pub fn file(&self, name: &str) -> PathBuf {
         self.state.path().join(NAME).join(name)
     }
 
@@ -83,14 +91,20 @@ impl Ours {
         client::get_json(&self.file("vmm.sock"), "/v1/vm", LIMIT).context("Asking the VM's process")
     }
 
+    /// The last that the VM's process, its guest and the agent have said: for when something fails.
+    pub fn last_words(&self) -> String {
+        let mut text = String::new();
+        for name in ["vmm.log", "console.log", "events.jsonl"] {
+            let all = std::fs::read(self.file(name)).unwrap_or_default();
+            let tail = &all[all.len().saturating_sub(8000)..];
+            text += &format!("--- {name}\n{}\n", String::from_utf8_lossy(tail));
+        }
+        text
+    }
+
     /// Process of the agent.
     pub fn agent_pid(&self) -> i32 {
         self.agent_pid
-    }
-
-    /// Asks the VM's process from here on, not the agent.
-    pub fn ask_the_vm_itself(&mut self) {
-        self.through_agent = false;
     }
 
     /// Asks for a CPU size in fractions, through the agent.
@@ -127,11 +141,7 @@ impl Ours {
 
 impl Machine for Ours {
     fn name(&self) -> &'static str {
-        if self.through_agent {
-            "concertina"
-        } else {
-            "vmm"
-        }
+        "concertina"
     }
 
     fn pid(&self) -> i32 {
@@ -143,27 +153,24 @@ impl Machine for Ours {
     }
 
     fn ask(&self, wish: Wish) -> Result<()> {
-        let mut vm = VmResize::default();
-        let mut instance = InstanceResize::default();
-        match wish {
-            Wish::Vcpus(vcpus) => {
-                vm.vcpus = Some(vcpus);
-                instance.cpus = Some(Cpus::whole(vcpus));
-            }
-            Wish::MemoryMib(mib) => {
-                vm.memory = Some(Bytes::mib(mib));
-                instance.memory = Some(Bytes::mib(mib));
-            }
+        let size = match wish {
+            Wish::Vcpus(vcpus) => InstanceResize {
+                cpus: Some(Cpus::whole(vcpus)),
+                ..InstanceResize::default()
+            },
+            Wish::MemoryMib(mib) => InstanceResize {
+                memory: Some(Bytes::mib(mib)),
+                ..InstanceResize::default()
+            },
             Wish::BalloonMib(mib) => {
-                vm.balloon = Some(Bytes::mib(mib));
-                return self.ask_vm(&vm);
+                return self.ask_vm(&VmResize {
+                    balloon: Some(Bytes::mib(mib)),
+                    timeout_ms: Some(LIMIT.as_millis() as u64),
+                    ..VmResize::default()
+                });
             }
-        }
-        if self.through_agent {
-            self.ask_agent(&instance).map(drop)
-        } else {
-            self.ask_vm(&vm)
-        }
+        };
+        self.ask_agent(&size).map(drop)
     }
 
     fn reached(&self, wish: Wish) -> Result<bool> {

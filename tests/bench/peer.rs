@@ -35,6 +35,16 @@ pub struct Peer {
 impl Peer {
     /// Starts a machine with one processor of two and this memory.
     pub fn launch(options: &Options, boot_mib: u64, max_mib: u64) -> Result<Self> {
+        Self::launch_with(options, boot_mib, max_mib, &[])
+    }
+
+    /// The same with further arguments.
+    pub fn launch_with(
+        options: &Options,
+        boot_mib: u64,
+        max_mib: u64,
+        further: &[String],
+    ) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let qmp_socket = folder.path().join("qmp");
         let mut command = match &options.peer_root {
@@ -69,7 +79,8 @@ impl Peer {
                 "-device",
                 "virtio-balloon-pci,id=balloon,free-page-reporting=on,deflate-on-oom=on",
             ])
-            .args(["-device", "virtio-rng-pci"]);
+            .args(["-device", "virtio-rng-pci"])
+            .args(further);
         if max_mib > boot_mib {
             command
                 .args(["-m", &format!("{boot_mib}M,maxmem={}M", max_mib + 1024)])

@@ -22,6 +22,17 @@ pub struct Measured {
     pub samples: usize,
 }
 
+impl Measured {
+    /// How many times better than another's: over 1 is ahead, whether less or more is better.
+    fn better_than(&self, other: &Self) -> f64 {
+        if self.unit.ends_with("/s") {
+            self.median / other.median
+        } else {
+            other.median / self.median
+        }
+    }
+}
+
 /// All of them.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Results {
@@ -85,7 +96,7 @@ impl Results {
         Ok(all)
     }
 
-    /// A Markdown table: ours, and QEMU beside it with the ratio where it was measured too.
+    /// A Markdown table: ours, and QEMU beside it, and by what factor ours is better, where both were measured.
     pub fn table(&self) -> String {
         let head = [
             "measured",
@@ -94,7 +105,7 @@ impl Results {
             "p99",
             "unit",
             "QEMU median",
-            "QEMU / ours",
+            "better by",
         ];
         let mut rows = vec![head.map(str::to_owned)];
         for ours in self.measured.iter().filter(|m| m.of != "qemu") {
@@ -109,7 +120,7 @@ impl Results {
                 format!("{:.2}", ours.p99),
                 ours.unit.clone(),
                 peer.map_or("-".into(), |p| format!("{:.2}", p.median)),
-                peer.map_or("-".into(), |p| format!("{:.1}", p.median / ours.median)),
+                peer.map_or("-".into(), |p| format!("{:.2}", ours.better_than(p))),
             ]);
         }
         let widths: Vec<usize> = (0..head.len())

@@ -1,6 +1,6 @@
 //! The instance of the demo, through the `concertina` command.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -8,6 +8,9 @@ use anyhow::{Context, Result, ensure};
 
 use concertina_api::event::Event;
 use concertina_api::instance::InstanceStatus;
+
+use crate::scenario::{Scenario, Source};
+use crate::web::PORT;
 
 const NAME: &str = "demo";
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
@@ -19,25 +22,23 @@ pub struct Instance {
 
 impl Instance {
     /// `concertina run … --detach`.
-    pub fn launch(
-        kernel: &Path,
-        initrd: &Path,
-        cpus: &str,
-        memory: &str,
-        rules: &[String],
-    ) -> Result<Self> {
+    pub fn launch(source: &Source, scenario: &Scenario) -> Result<Self> {
         let state = tempfile::tempdir().context("Making a folder for the instance's state")?;
         let instance = Self { state };
         let mut command = instance.command("run");
-        command.args([
-            "--name", NAME, "--cpus", cpus, "--memory", memory, "--detach",
-        ]);
-        command
-            .arg("--kernel")
-            .arg(kernel)
-            .arg("--initrd")
-            .arg(initrd);
-        for rule in rules {
+        command.args(["--name", NAME, "--detach"]);
+        command.args(["--cpus", scenario.cpus, "--memory", scenario.memory]);
+        match source {
+            Source::Kernel { kernel, initrd } => {
+                command.arg("--kernel").arg(kernel);
+                command.arg("--initrd").arg(initrd);
+            }
+            Source::Image(image) => {
+                command.arg("--image").arg(image);
+                command.args(["--net", &format!("user,forward={PORT}:80")]);
+            }
+        }
+        for rule in &scenario.rules {
             command.args(["--scale", rule]);
         }
         let output = command.output().context("Starting 'concertina'")?;

@@ -1,5 +1,6 @@
 //! The main job, shown: one instance with bounds and thresholds, a load in its guest that rises in
-//! CPU and then in memory, stays, and falls. Prints a line a second while it happens, then a table,
+//! CPU and then in memory, stays, and falls; in the second act a distribution on a network, under a
+//! program that people use. Prints a line a second while it happens, then a table,
 //! and writes a chart. Ends with status 1 when the instance did not follow its load.
 //!
 //! `scripts/demo` builds it, brings a host with KVM, and runs it there. Everything goes through the
@@ -9,8 +10,10 @@ mod chart;
 mod guest;
 mod instance;
 mod record;
+mod scenario;
 mod screen;
 mod summary;
+mod web;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -21,52 +24,18 @@ use anyhow::{Context, Result, bail};
 use guest::Guest;
 use instance::Instance;
 use record::Recording;
+use scenario::{Scenario, Source};
 
 const USAGE: &str = "\
-Usage: demo --kernel FILE --initrd FILE --chart FILE [--quick]
+Usage: demo (--kernel FILE --initrd FILE | --image FILE) --chart FILE [--quick]
 
-  --kernel, --initrd   the guest
+  --kernel, --initrd   the guest of the first act, with our own load generator
+  --image FILE         the guest of the second act: a distribution's disk with stress-ng and busybox
   --chart FILE         where to write the SVG chart
   --quick              shorter steps, for hosts with hardware KVM";
 
-/// Bounds of the instance.
-const CPUS: &str = "0.5..4";
-const MEMORY: &str = "256M..1G";
-
-/// What the customer asks for, and what the guest is made to need.
-struct Scenario {
-    rules: Vec<String>,
-    cpu_load: String,
-    memory_load: String,
-    /// Length of the load.
-    load: Duration,
-    /// How long the instance may take to come back to its lower bounds afterwards.
-    settle: Duration,
-}
-
-impl Scenario {
-    /// All times are multiples of `unit` seconds.
-    fn new(unit: u32) -> Self {
-        let s = |n: u32| format!("{}s", n * unit);
-        Self {
-            rules: vec![
-                format!("cpu > 75% for {}: +1 cpu, cooldown {}", s(1), s(1)),
-                format!("cpu < 20% for {}: -1 cpu, cooldown {}", s(2), s(1)),
-                format!("memory > 75% for 1s: +256M, cooldown {}", s(1)),
-                format!("memory < 30% for {}: -256M, cooldown {}", s(2), s(1)),
-                format!("set shrink_window {}", s(2)),
-            ],
-            cpu_load: format!("0.2:{},1.4:{},3.5:{},0.6:{}", s(3), s(6), s(9), s(16)),
-            memory_load: format!("40M:{},40M..640M/{},640M:{}", s(18), s(8), s(8)),
-            load: Duration::from_secs(u64::from(34 * unit)),
-            settle: Duration::from_secs(u64::from(40 * unit)),
-        }
-    }
-}
-
 struct Options {
-    kernel: PathBuf,
-    initrd: PathBuf,
+    source: Source,
     chart: PathBuf,
     quick: bool,
 }
@@ -83,11 +52,13 @@ fn main() -> ExitCode {
 }
 
 fn options(mut arguments: impl Iterator<Item = String>) -> Result<Options> {
-    let (mut kernel, mut initrd, mut chart, mut quick) = (None, None, None, false);
+    let (mut kernel, mut initrd, mut image) = (None, None, None);
+    let (mut chart, mut quick) = (None, false);
     while let Some(argument) = arguments.next() {
         let target = match argument.as_str() {
             "--kernel" => &mut kernel,
             "--initrd" => &mut initrd,
+            "--image" => &mut image,
             "--chart" => &mut chart,
             "--quick" => {
                 quick = true;
@@ -100,9 +71,13 @@ fn options(mut arguments: impl Iterator<Item = String>) -> Result<Options> {
             format!("Option {argument} needs a value\n{USAGE}")
         })?));
     }
+    let source = match (image, kernel, initrd) {
+        (Some(image), None, None) => Source::Image(image),
+        (None, Some(kernel), Some(initrd)) => Source::Kernel { kernel, initrd },
+        _ => bail!("{USAGE}"),
+    };
     Ok(Options {
-        kernel: kernel.context(USAGE)?,
-        initrd: initrd.context(USAGE)?,
+        source,
         chart: chart.context(USAGE)?,
         quick,
     })
@@ -110,40 +85,56 @@ fn options(mut arguments: impl Iterator<Item = String>) -> Result<Options> {
 
 /// Plays the scenario; true when the instance followed its load up and down.
 fn run(options: &Options) -> Result<bool> {
-    let scenario = Scenario::new(if options.quick { 1 } else { 2 });
-    println!("Launching an instance with {CPUS} CPUs, {MEMORY} of memory and these rules:");
+    let unit = if options.quick { 1 } else { 2 };
+    let networked = matches!(options.source, Source::Image(_));
+    let scenario = if networked {
+        Scenario::programs(unit)
+    } else {
+        Scenario::generator(unit)
+    };
+    println!(
+        "Launching an instance with {} CPUs, {} of memory and these rules:",
+        scenario.cpus, scenario.memory
+    );
     for rule in &scenario.rules {
         println!("    {rule}");
     }
     let launched = Instant::now();
-    let instance = Instance::launch(
-        &options.kernel,
-        &options.initrd,
-        CPUS,
-        MEMORY,
-        &scenario.rules,
-    )?;
+    let instance = Instance::launch(&options.source, &scenario)?;
     let mut guest = Guest::connect(&instance)?;
     println!(
-        "Its guest answers {:.1} s after the launch: Linux {}",
+        "Its guest answers {:.1} s after the launch: {}",
         launched.elapsed().as_secs_f64(),
-        guest.ask("uname -r")?
+        guest.ask("(. /etc/os-release; echo -n \"$PRETTY_NAME, \") 2>/dev/null; uname -sr")?
     );
     let boot_id = guest.ask("cat /proc/sys/kernel/random/boot_id")?;
+    let visitor = if networked {
+        web::serve(&mut guest)?;
+        println!(
+            "Port {} of this host leads to a page in the guest",
+            web::PORT
+        );
+        Some(web::Visitor::start())
+    } else {
+        None
+    };
 
     wait_until_small(&instance, scenario.settle)?;
-    let load = format!(
-        "concertina-guest load --cpu {} --memory {}",
-        scenario.cpu_load, scenario.memory_load
-    );
+    let load = scenario.command();
     println!("In the guest: {load}\n");
     guest.start_load(&load);
     let recording = watch(&instance, &guest, &scenario)?;
 
+    let visits = visitor.map(web::Visitor::finish);
     let same_boot = guest.ask("cat /proc/sys/kernel/random/boot_id")? == boot_id;
     let uptime = guest.ask("cut -d' ' -f1 /proc/uptime")?;
     instance.stop()?;
-    let verdict = summary::print(&recording, &uptime, same_boot);
+    let end = summary::End {
+        guest_uptime: uptime,
+        same_boot,
+        visits,
+    };
+    let verdict = summary::print(&recording, &scenario, &end);
     std::fs::write(&options.chart, chart::draw(&recording))
         .with_context(|| format!("Writing the chart {}", options.chart.display()))?;
     Ok(verdict)
@@ -167,15 +158,16 @@ fn watch(instance: &Instance, guest: &Guest, scenario: &Scenario) -> Result<Reco
         let due = Duration::from_secs(1) * tick;
         std::thread::sleep(due.saturating_sub(started.elapsed()));
         let at = started.elapsed();
-        let sample = recording.take(at, instance.status()?, guest.demand());
+        let demand = scenario.demand_at(at).unwrap_or_else(|| guest.demand());
+        let sample = recording.take(at, instance.status()?, demand);
         println!("{}", screen::line(&sample));
         for event in recording.news(instance.events()?, at) {
             println!("{}", screen::event(&event));
         }
-        if at > scenario.load && recording.is_back() {
+        if at > scenario.lasts && recording.is_back() {
             break;
         }
-        if at > scenario.load + scenario.settle {
+        if at > scenario.lasts + scenario.settle {
             println!("The instance is not back at its lower bounds in time.");
             break;
         }

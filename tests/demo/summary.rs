@@ -5,9 +5,21 @@ use concertina_api::instance::InstanceSize;
 use concertina_api::vm::{Outcome, ResizeReport};
 
 use crate::record::Recording;
+use crate::scenario::Scenario;
+use crate::web::Visits;
+
+/// What was seen when it was over.
+pub struct End {
+    /// Seconds that the guest had been up for, as it says.
+    pub guest_uptime: String,
+    /// Whether it is still the boot of before the load.
+    pub same_boot: bool,
+    /// What came over the guest's network, where it has one.
+    pub visits: Option<Visits>,
+}
 
 /// Prints the table; true when the instance grew under the load, came back, and was never restarted.
-pub fn print(recording: &Recording, guest_uptime: &str, same_boot: bool) -> bool {
+pub fn print(recording: &Recording, scenario: &Scenario, end: &End) -> bool {
     let (Some(first), Some(last)) = (recording.samples.first(), recording.samples.last()) else {
         println!("Nothing was recorded.");
         return false;
@@ -37,28 +49,43 @@ pub fn print(recording: &Recording, guest_uptime: &str, same_boot: bool) -> bool
     println!("\n{}", table.text());
 
     println!("{}", latencies(recording).text());
-    let followed = [
+    let mut followed = vec![
         (
-            "grew to at least 3 CPUs under the load",
-            recording.most(|s| s.cpus()) >= 3.0,
+            format!(
+                "grew to at least {} CPUs under the load",
+                scenario.least_cpus
+            ),
+            recording.most(|s| s.cpus()) >= scenario.least_cpus,
         ),
         (
-            "grew to at least 768 MiB under the load",
-            recording.most(plugged) >= 768.0,
+            format!("grew to at least {} under the load", scenario.least_memory),
+            recording.most(plugged) >= scenario.least_memory.as_mib_f64(),
         ),
         (
-            "came back to its lower bounds after it",
+            "came back to its lower bounds after it".into(),
             recording.is_back(),
         ),
         (
-            "gave memory back to the host",
+            "gave memory back to the host".into(),
             host(last) < recording.most(host) - 200.0,
         ),
-        ("was never restarted: same boot id", same_boot),
+        ("was never restarted: same boot id".into(), end.same_boot),
     ];
-    println!("The guest has been up for {guest_uptime} s. The instance");
-    for (claim, holds) in followed {
-        println!("  [{}] {claim}", if holds { "x" } else { " " });
+    if let Some(visits) = end.visits {
+        followed.push((
+            format!(
+                "told its size over its network: up to {} processors and {} MiB ({} answers, {} failed)",
+                visits.most_cpus, visits.most_mib, visits.answered, visits.failed
+            ),
+            f64::from(visits.most_cpus) >= scenario.least_cpus,
+        ));
+    }
+    println!(
+        "The guest has been up for {} s. The instance",
+        end.guest_uptime
+    );
+    for (claim, holds) in &followed {
+        println!("  [{}] {claim}", if *holds { "x" } else { " " });
     }
     followed.iter().all(|(_, holds)| *holds)
 }

@@ -81,6 +81,29 @@ fn rules_follow_the_guests_own_numbers_and_hooks_have_a_say() {
 }
 
 #[test]
+fn a_program_in_the_guest_that_dies_is_started_again_and_speaks_to_the_host() {
+    let (instance, mut shell) = Launch::new("phoenix").boot();
+    let pid = "ps | awk '/agent --no-onlin[e]/ {print $1}'";
+    for _ in 0..2 {
+        guest_says(&instance, "a report", |g| {
+            g["load1"].is_f64() && g["age_ms"].as_u64() < Some(2500)
+        });
+        let before = shell.run(pid);
+        shell.run(&format!("kill -KILL {before}"));
+        let after = until("another process", STEP_LIMIT, || {
+            let after = shell.run(pid);
+            (!after.is_empty() && after != before).then_some(after)
+        });
+        assert_eq!(after.lines().count(), 1, "one of them: {after}");
+        shell.run("concertina-guest metric back 1");
+        guest_says(&instance, "a report of the new one", |g| {
+            g["custom"]["back"] == 1.0
+        });
+        shell.run("concertina-guest metric back 0");
+    }
+}
+
+#[test]
 fn a_guest_that_lies_or_floods_gets_nothing_by_it() {
     let (instance, mut shell) = Launch::new("liar")
         .series(Series::V6_1)
@@ -94,8 +117,8 @@ fn a_guest_that_lies_or_floods_gets_nothing_by_it() {
     guest_says(&instance, "a report", |g| g["load1"].is_f64());
     instance.resize_applied(&["--cpus", "2"]);
 
-    // Another program speaks in the place of ours.
-    shell.run("kill $(ps | awk '/agent --no-onlin[e]/ {print $1}')");
+    // Another program speaks in the place of ours, which is held: it would come back if it ended.
+    shell.run("kill -STOP $(ps | awk '/agent --no-onlin[e]/ {print $1}')");
     let lies = [
         r#"{"report":{"load1":1e300,"custom":{"q":-1e300},"pressure":{"cpu":-5,"memory":1e9}}}"#,
         r#"{"report":{"load1":-7,"custom":{"q":null},"memory":{"swap_total":1,"swap_used":9}}}"#,

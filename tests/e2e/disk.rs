@@ -143,6 +143,94 @@ fn disks_hold_what_is_written_and_refuse_what_is_not_allowed() {
     assert_eq!(md5_in_guest(&mut shell, "/dev/vda"), sum);
 }
 
+/// A block device of this host whose sectors are those of a file; gone when dropped.
+struct LoopDevice(PathBuf);
+
+impl LoopDevice {
+    fn over(image: &Path) -> Self {
+        let line = format!(
+            "device=$(losetup -f) && losetup \"$device\" '{}' && echo \"$device\"",
+            image.display()
+        );
+        let done = Command::new("sh").args(["-c", &line]).output().expect("sh");
+        assert!(done.status.success(), "No loop device: {done:?}");
+        Self(String::from_utf8_lossy(&done.stdout).trim().into())
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").arg("-d").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_block_device_is_read_written_discarded_and_for_one_instance_alone() {
+    let images = Images::new();
+    let store = images.full("store.img", 16 * MIB);
+    let device = LoopDevice::over(&store);
+    let disk_of = |options: &str| format!("{}{options}", text(&device.0));
+    let launch = Launch::new("device").arguments(&["--disk", &disk_of(",serial=block-1")]);
+    let (instance, mut shell) = launch.clone().boot();
+    assert_eq!(shell.number("cat /sys/block/vda/size"), 16 * MIB / 512);
+    assert_eq!(shell.run("cat /sys/block/vda/serial"), "block-1");
+    let seen = disk(&instance, 0);
+    assert_eq!(
+        (&seen["engine"], &seen["direct"]),
+        (&"io_uring".into(), &true.into())
+    );
+    assert_eq!(md5_in_guest(&mut shell, "/dev/vda"), md5(&store));
+
+    // What the guest writes and flushes is on the device.
+    shell.run("echo 'written by the guest' >/tmp/words");
+    shell.run("dd if=/tmp/words of=/dev/vda bs=4096 seek=3 conv=fsync,sync 2>/dev/null");
+    let mut words = [0; 20];
+    let file = File::open(&store).expect("the store");
+    file.read_exact_at(&mut words, 3 * 4096).expect("a sector");
+    assert_eq!(&words, b"written by the guest");
+
+    // Nobody else gets it, to write or to read.
+    for (options, word) in [("", "in use"), (",ro", "being written to")] {
+        let second = Launch::new("second").arguments(&["--disk", &disk_of(options)]);
+        let second = second.run_to_end();
+        assert_eq!(second.status, 1, "{second:?}");
+        let said = &second.stderr;
+        assert!(
+            said.contains(&text(&device.0)) && said.contains(word),
+            "{second:?}"
+        );
+    }
+
+    // Discarded space goes through the device back to the host.
+    let before = allocated(&store);
+    shell.run("busybox blkdiscard -o 4194304 -l 8388608 /dev/vda");
+    let after = allocated(&store);
+    assert!(after <= before - 8 * MIB + 65536, "{before} to {after}");
+    let seen = disk(&instance, 0);
+    assert!(seen["discards"].as_u64() >= Some(1), "{seen:#}");
+    assert_eq!(
+        (&seen["errors"], &seen["bad_requests"]),
+        (&0.into(), &0.into())
+    );
+    let sum = md5_in_guest(&mut shell, "/dev/vda");
+    assert_eq!(md5(&store), sum);
+
+    // It is free when the instance has ended, for several that only read.
+    instance.stop(&[]).expect_success();
+    let read = |name| {
+        Launch::new(name)
+            .arguments(&["--disk", &disk_of(",ro")])
+            .boot()
+    };
+    let (_first, mut one) = read("first");
+    let (_other, mut other) = read("other");
+    assert_eq!(md5_in_guest(&mut one, "/dev/vda"), sum);
+    assert_eq!(md5_in_guest(&mut other, "/dev/vda"), sum);
+    let (status, said) = one.try_run("dd if=/dev/zero of=/dev/vda bs=4k count=1", STEP_LIMIT);
+    assert_ne!(status, 0, "{said}");
+    assert_eq!(md5(&store), sum);
+}
+
 /// A small file system in memory that is unmounted when dropped.
 struct SmallFileSystem(tempfile::TempDir);
 

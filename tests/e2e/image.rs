@@ -7,8 +7,8 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::support::{
-    Image, Instance, Launch, MIB, STEP_LIMIT, Shell, concertina, concertina_with, images, proc,
-    until,
+    Image, Instance, Launch, MIB, STEP_LIMIT, Shell, Uplink, concertina, concertina_with, images,
+    proc, until,
 };
 
 /// A distribution under systemd takes most of a minute in the nested host, and longer when the
@@ -26,13 +26,15 @@ fn inspect(path: &Path) -> Value {
         .json()
 }
 
-fn boot(name: &str, image: &Image, key: &Path) -> (Instance, Shell) {
+fn boot(name: &str, image: &Image, key: &Path, more: &[&str]) -> (Instance, Shell) {
     let key = key.display().to_string();
     let instance = Launch::new(name)
         .image(&image.path)
         .cpus("1..3")
         .memory("512M..1G")
         .arguments(&["--ssh-key", &key, "--append", LEAVE_OUT])
+        .arguments(&["--net", "user"])
+        .arguments(more)
         .start();
     let mut shell = instance.shell_within(DISTRIBUTION_LIMIT);
     // The console's getty is there a little before everything else is.
@@ -48,7 +50,8 @@ fn a_distribution_boots_from_its_disk_scales_and_keeps_what_it_writes() {
     let folder = tempfile::tempdir().expect("a folder");
     let key = folder.path().join("id.pub");
     std::fs::write(&key, "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIE2e me\n").expect("a key");
-    for image in images() {
+    let uplink = Uplink::make("world1");
+    for image in images().iter().filter(|image| !image.name.contains('+')) {
         let (release, series) = image.name.split_once('-').expect("release-series");
         let found = inspect(&image.path);
         assert_eq!(found["bootable"], true, "{found:#}");
@@ -57,10 +60,11 @@ fn a_distribution_boots_from_its_disk_scales_and_keeps_what_it_writes() {
         let os = found["root"]["os"].as_str().unwrap_or_default();
         assert!(os.contains(release), "{found:#}");
 
-        let (instance, mut shell) = boot("distro", &image, &key);
+        let (instance, mut shell) = boot("distro", image, &key, &[]);
         assert_eq!(shell.run("uname -r"), kernel);
         assert!(shell.run("cat /etc/os-release").contains(release));
         assert_eq!(shell.run("systemctl is-active concertina-guest"), "active");
+        the_network_is_up(&uplink, &mut shell);
         vcpus_come_and_go(&instance, &mut shell);
         memory_comes_and_goes(&instance, &mut shell);
         the_seed_is_there(&mut shell);
@@ -72,10 +76,33 @@ fn a_distribution_boots_from_its_disk_scales_and_keeps_what_it_writes() {
         let found = inspect(&image.path);
         assert_eq!(found["release"], kernel, "{found:#}");
         assert_eq!(found["partitions"][0]["problem"], Value::Null, "{found:#}");
-        let (_instance, mut shell) = boot("distro", &image, &key);
+        let (_instance, mut shell) = boot("distro", image, &key, &[]);
         assert_eq!(shell.run("md5sum </root/kept"), sum);
         shell.run("findmnt -n -o OPTIONS / | grep -qw rw");
     }
+}
+
+/// By the distribution's own DHCP client; a file of the host comes whole.
+fn the_network_is_up(uplink: &Uplink, shell: &mut Shell) {
+    until("an address from DHCP", DISTRIBUTION_LIMIT, || {
+        let (status, text) = shell.try_run("ip -4 route show default", STEP_LIMIT * 2);
+        (status == 0 && text.contains("default via")).then_some(())
+    });
+    let bytes: Vec<u8> = (0..300_000_u32)
+        .map(|i| (i.wrapping_mul(i) >> 8) as u8)
+        .collect();
+    let (host, port) = uplink.serve(bytes.clone());
+    let line = format!("exec 3<>/dev/tcp/{host}/{port}; cat <&3 >/root/from-host");
+    shell.run(&format!(
+        "timeout 60 bash -c '{line}'; wc -c </root/from-host"
+    ));
+    let copy = shell.run("md5sum </root/from-host");
+    let folder = tempfile::tempdir().expect("a folder");
+    let original = folder.path().join("bytes");
+    std::fs::write(&original, bytes).expect("a file");
+    let done = std::process::Command::new("md5sum").arg(&original).output();
+    let sum = String::from_utf8_lossy(&done.expect("md5sum runs").stdout).into_owned();
+    assert_eq!(copy.split(' ').next(), sum.split(' ').next());
 }
 
 /// Brought online by the guest's own rule or service: nothing is typed.
@@ -122,6 +149,38 @@ fn the_seed_is_there(shell: &mut Shell) {
 fn write_to_the_disk(shell: &mut Shell) -> String {
     shell.run("head -c 20M /dev/urandom >/root/kept && sync");
     shell.run("md5sum </root/kept")
+}
+
+/// The usual cloud image: partitioned, and configured by its own cloud-init at the first boot. Run with
+/// `--matrix`.
+#[test]
+fn a_cloud_image_is_configured_by_the_seed() {
+    let images = images();
+    let image = images
+        .iter()
+        .find(|image| image.name.contains("+cloud-init"));
+    let image = image.expect("an image with cloud-init in CONCERTINA_TEST_IMAGES");
+    let found = inspect(&image.path);
+    assert_eq!(found["bootable"], true, "{found:#}");
+    assert_eq!(found["table"], "gpt", "{found:#}");
+
+    let folder = tempfile::tempdir().expect("a folder");
+    let key = folder.path().join("id.pub");
+    std::fs::write(&key, "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIE2e me\n").expect("a key");
+    let data = folder.path().join("user-data");
+    let words = "#cloud-config\nruncmd:\n  - [sh, -c, \"echo seeded >/root/by-cloud-init\"]\n";
+    std::fs::write(&data, words).expect("user data");
+    let _uplink = Uplink::make("world2");
+    let user_data = ["--user-data", &data.display().to_string()];
+    let (_instance, mut shell) = boot("cloudy", image, &key, &user_data);
+    until("the end of cloud-init", DISTRIBUTION_LIMIT, || {
+        let (_, text) = shell.try_run("cloud-init status", STEP_LIMIT * 2);
+        (text.contains("done") || text.contains("error")).then_some(())
+    });
+    assert_eq!(shell.run("cat /root/by-cloud-init"), "seeded");
+    assert_eq!(shell.run("hostname"), "cloudy");
+    let keys = shell.run("cat /home/*/.ssh/authorized_keys");
+    assert!(keys.contains("AAAAC3NzaC1lZDI1NTE5AAAAIE2e"), "{keys}");
 }
 
 #[test]

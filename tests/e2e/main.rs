@@ -21,5 +21,6 @@ mod net;
 mod permissions;
 mod quota;
 mod thresholds;
+mod top;
 mod vcpu;
 mod vsock;

@@ -300,7 +300,20 @@ fn a_user_network_gives_an_address_and_leads_to_a_port_of_the_guest() {
         text.contains("198.51.100.7/24").then_some(())
     });
     assert!(shell.run("ip route").contains("default via 198.51.100.1"));
-    assert_eq!(passts().len(), 1);
+    let [passt] = passts().try_into().expect("one passt");
+    // What it uses is the instance's, and no vCPU's quota is in its way.
+    let group = host(&format!("cat /proc/{passt}/cgroup"));
+    assert!(group.ends_with("/net-user/emu"), "{group}");
+    let vmm = instance.vm().pid;
+    let accounts = host(&format!(
+        "cat /sys/fs/cgroup$(sed 's,^0::,,; s,/emu$,,' /proc/{passt}/cgroup)/cgroup.procs"
+    ));
+    for pid in [&passt, &vmm.to_string()] {
+        assert!(
+            accounts.lines().any(|line| line == pid),
+            "{pid}: {accounts}"
+        );
+    }
 
     shell.run("mkdir -p /tmp/www && head -c 8388608 /dev/urandom >/tmp/www/file");
     shell.run("busybox httpd -p 80 -h /tmp/www");

@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::{Launch, MIB, STEP_LIMIT, alone, concertina, guest, require_host, until};
+use crate::support::{
+    Instance, Launch, MIB, STEP_LIMIT, alone, concertina, guest, require_host, until,
+};
 
 const SETTLE: Duration = Duration::from_secs(60);
 
@@ -69,6 +71,94 @@ fn the_extra_vcpu_is_there_one_and_a_half_seconds_after_its_second() {
     assert!(took < Duration::from_millis(3000), "Took {took:?}");
 }
 
+/// Bytes that a guest's loop of direct reads moved in a while, a second.
+fn read_speed(instance: &Instance, over: Duration) -> f64 {
+    let read = || {
+        let bytes = instance.vm().disks[0].read_bytes;
+        (Instant::now(), bytes)
+    };
+    let (began, before) = read();
+    std::thread::sleep(over);
+    let (ended, after) = read();
+    (after - before) as f64 / (ended - began).as_secs_f64()
+}
+
+#[test]
+fn a_disks_limit_follows_the_load_up_and_down_and_outlives_a_reboot() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("data.img");
+    std::fs::File::create(&image)
+        .and_then(|file| file.set_len(256 * MIB))
+        .expect("an image");
+    let (instance, mut shell) = Launch::new("flow")
+        .arguments(&["--disk", &image.display().to_string()])
+        .arguments(&["--disk-rate", "1M..4M"])
+        .scale("disk > 80% for 2s: +1 disk.mbps, cooldown 1s")
+        .scale("disk < 20% for 3s: -50%, cooldown 1s")
+        .scale("set shrink_window 3s")
+        .boot();
+    let status = instance.status();
+    assert_eq!(status["io"]["disk_rate"]["max"]["bytes_per_s"], 4 * MIB);
+    assert_eq!(status["io"]["disks"][0]["rate"]["bytes_per_s"], MIB);
+    shell.type_line(
+        "(while [ ! -e /tmp/enough ]; do dd if=/dev/vda of=/dev/null bs=64k count=2048 iflag=direct \
+         2>/dev/null; done) &",
+    );
+    let low = read_speed(&instance, Duration::from_secs(1));
+    assert!(low < 1.6 * MIB as f64, "{low} bytes/s at 1 MiB/s");
+    instance.wait_for_status("the upper bound under load", SETTLE, |s| {
+        s["io"]["disks"][0]["rate"]["bytes_per_s"] == 4 * MIB
+    });
+    let high = read_speed(&instance, Duration::from_secs(3));
+    assert!(high > 2.5 * MIB as f64, "{high} bytes/s at 4 MiB/s");
+    shell.run("touch /tmp/enough");
+    instance.wait_for_status("the lower bound when idle", SETTLE, |s| {
+        s["io"]["disk_rate"]["target"]["bytes_per_s"] == MIB
+            && s["io"]["disks"][0]["rate"]["bytes_per_s"] == MIB
+    });
+    let rules: Vec<_> = instance.status()["thresholds"].as_array().unwrap().clone();
+    assert!(
+        rules.iter().all(|rule| rule["last_value"].is_number()),
+        "{rules:#?}"
+    );
+
+    // By hand inside the bounds, and kept for the guest that starts again.
+    let refused = instance.resize(&["--disk-rate", "8M"]);
+    assert_eq!(refused["outcome"], "refused", "{refused:#}");
+    let reason = refused["reason"].as_str().unwrap_or_default();
+    assert!(reason.contains("1M to 4M"), "{reason}");
+    instance.resize_applied(&["--disk-rate", "3M"]);
+    shell.type_line("reboot");
+    instance.wait_for_event("a reboot", SETTLE, |event| event["event"] == "rebooted");
+    let status = instance.wait_for_status("a second life", SETTLE, |s| {
+        s["state"] == "running" && s["io"]["disks"][0]["path"].is_string()
+    });
+    assert_eq!(
+        status["io"]["disks"][0]["rate"]["bytes_per_s"],
+        3 * MIB,
+        "{status:#}"
+    );
+    let resized: Vec<_> = instance
+        .events()
+        .into_iter()
+        .filter(|event| event["event"] == "resized" && event["outcome"] == "applied")
+        .collect();
+    let caused = |word: &str| {
+        let by =
+            |event: &&serde_json::Value| event["cause"].as_str().is_some_and(|c| c.contains(word));
+        resized.iter().filter(by).count()
+    };
+    // A guest that stalls under its load may have cost a step down and up again.
+    assert!(caused("disk > 80%") >= 3, "{resized:#?}");
+    assert!(caused("disk < 20%") >= 2, "{resized:#?}");
+    assert_eq!(caused("manual"), 1, "{resized:#?}");
+    assert!(
+        resized[0]["before"]["disk_rate"]["rate"]["bytes_per_s"] == MIB,
+        "{resized:#?}"
+    );
+}
+
 #[test]
 fn a_policy_file_says_the_same_as_rules() {
     let folder = tempfile::tempdir().unwrap();
@@ -117,7 +207,7 @@ fn wrong_rules_are_refused_with_a_sentence_and_status_2() {
     let initrd = files.initramfs.display().to_string();
     let state = tempfile::tempdir().unwrap();
     let state_dir = state.path().display().to_string();
-    let cases: [(&[&str], &str); 6] = [
+    let cases: [(&[&str], &str); 9] = [
         (&["--scale", "cpus_used > 75% for 5s: +1 cpu"], "cpus_used"),
         (&["--scale", "cpu > 175% for 5s: +1 cpu"], "175"),
         (&["--scale", "cpu > 75%: add one"], "add one"),
@@ -132,6 +222,9 @@ fn wrong_rules_are_refused_with_a_sentence_and_status_2() {
         ),
         (&["--scale", "memory > 80% for 1s: +512M"], "memory"),
         (&["--cpus", "4..2"], "4"),
+        (&["--scale", "net > 80%: +50 net.mbps"], "--net"),
+        (&["--disk-rate", "10M..100M"], "add --disk"),
+        (&["--net-rate", "10M..max"], "each end is a limit"),
     ];
     for (arguments, named) in cases {
         let mut line = vec![

@@ -7,6 +7,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use concertina_api::vm::cgroup;
 use concertina_api::{Cpus, Quota};
 
 use crate::error::VmmError;
@@ -49,7 +50,7 @@ impl Cgroup {
             write(&path.join("cgroup.type"), "threaded")?;
             Ok(path)
         };
-        let (vcpu, emu) = (group("vcpu")?, group("emu")?);
+        let (vcpu, emu) = (group(cgroup::VCPU)?, group(cgroup::OTHERS)?);
         write(&parent.join("cgroup.subtree_control"), "+cpu")?;
         Ok(Self { vcpu, emu })
     }

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use concertina_api::disk::{DiskRate, DiskStatus};
+use concertina_api::net::NetStatus;
 use concertina_api::vm::{
     BalloonStatistics, BalloonStatus, MemoryStatus, Outcome, ResizeReport, RunState, VcpuState,
     VcpuStatus, VcpuThread, VmDescription, VmResize, VmSize,
@@ -169,7 +170,7 @@ impl Control {
             balloon: self.balloon_status(),
             disks: self.disks(),
             vsock: self.vsock.as_ref().map(|counters| counters.status()),
-            nets: self.nets.iter().map(NetController::status).collect(),
+            nets: self.nets(),
             guest_resident: Bytes(resident.guest_bytes),
             vmm_resident: Bytes(resident.vmm_bytes),
         }
@@ -178,6 +179,11 @@ impl Control {
     /// The disks as they are.
     pub fn disks(&self) -> Vec<DiskStatus> {
         self.disks.iter().map(BlockController::status).collect()
+    }
+
+    /// The network interfaces as they are.
+    pub fn nets(&self) -> Vec<NetStatus> {
+        self.nets.iter().map(NetController::status).collect()
     }
 
     /// The disks that a wish names.

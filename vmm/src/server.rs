@@ -38,6 +38,7 @@ fn answer(control: &Control, request: &Request) -> Response {
     match (request.path.as_str(), &request.method) {
         ("/v1/vm", Method::Get) => Response::json(200, &control.describe()),
         ("/v1/vm/disks", Method::Get) => Response::json(200, &control.disks()),
+        ("/v1/vm/nets", Method::Get) => Response::json(200, &control.nets()),
         ("/v1/vm/resize", Method::Put) => match request.json::<VmResize>() {
             Ok(wish) => Response::json(200, &control.resize(&wish)),
             Err(response) => response,

@@ -12,10 +12,11 @@ use std::time::{Duration, Instant};
 use super::CgroupError;
 use super::hierarchy::{Hierarchy, make_dir};
 use concertina_api::Bytes;
+use concertina_api::vm::cgroup;
 
 /// Threads of the vmm beyond its vCPUs: event loop, API connections, console, disks (one each, and
-/// those that the kernel adds for io_uring), and spare.
-const EXTRA_THREADS: u32 = 64;
+/// those that the kernel adds for io_uring); the programs of network interfaces; and spare.
+const EXTRA_THREADS: u32 = 72;
 /// How often a parent that vanishes is made again.
 const PARENT_TRIES: u32 = 16;
 /// How long a killed process may take to leave its group.
@@ -111,7 +112,22 @@ impl InstanceGroup {
 
     /// `cgroup.procs`, open for a child that will write itself into it.
     pub fn open_procs(&self) -> Result<File, CgroupError> {
-        let path = self.path.join("cgroup.procs");
+        Self::open(&self.path)
+    }
+
+    /// The same of the group of the vmm's threads that are no vCPUs, for a program that works for the
+    /// guest and shall be accounted with it, but not throttled by the quota of its vCPUs. The group is
+    /// made when it is not there: such programs are started before the vmm.
+    pub fn open_others_procs(&self) -> Result<File, CgroupError> {
+        let path = self.path.join(cgroup::OTHERS);
+        make_dir(&path)?;
+        let others = Self { path };
+        others.write("cgroup.type", "threaded")?;
+        Self::open(&others.path)
+    }
+
+    fn open(group: &Path) -> Result<File, CgroupError> {
+        let path = group.join("cgroup.procs");
         OpenOptions::new()
             .write(true)
             .create(true)
@@ -242,6 +258,12 @@ pub(crate) mod tests {
             Some(4 + u64::from(EXTRA_THREADS))
         );
         fs::create_dir(group.path().join("vcpu")).unwrap();
+        // Made by who comes first, and there for who comes later.
+        for _ in 0..2 {
+            group.open_others_procs().unwrap();
+        }
+        let kind = fs::read_to_string(group.path().join("emu/cgroup.type"));
+        assert_eq!(kind.unwrap(), "threaded");
         group.remove().unwrap();
         assert!(!group.path().exists());
         group.remove().unwrap();

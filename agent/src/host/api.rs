@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use concertina_api::host::{
@@ -150,15 +151,21 @@ fn account(account: &Account) -> AxisAccount {
 
 pub(super) fn instances(call: &Call<'_>) -> Response {
     let instances = call.host.instances();
-    let part = instances.len().div_ceil(ASKED_AT_ONCE).max(1);
-    let statuses: Vec<InstanceStatus> = thread::scope(|scope| {
-        let asked: Vec<_> = instances
-            .chunks(part)
-            .map(|part| scope.spawn(|| part.iter().map(|core| core.status()).collect::<Vec<_>>()))
-            .collect();
+    let next = AtomicUsize::new(0);
+    let ask = || {
+        let mut statuses = Vec::new();
+        while let Some(core) = instances.get(next.fetch_add(1, Ordering::SeqCst)) {
+            statuses.push(core.status());
+        }
+        statuses
+    };
+    let mut statuses: Vec<InstanceStatus> = thread::scope(|scope| {
+        let askers = ASKED_AT_ONCE.min(instances.len());
+        let asked: Vec<_> = (0..askers).map(|_| scope.spawn(ask)).collect();
         let answered = asked.into_iter().filter_map(|thread| thread.join().ok());
         answered.flatten().collect()
     });
+    statuses.sort_by(|a, b| a.name.cmp(&b.name));
     Response::json(200, &statuses)
 }
 

@@ -296,6 +296,7 @@ impl Host {
     }
 
     fn launch_spec(&self, name: &str, request: LaunchRequest) -> Result<LaunchSpec, LaunchError> {
+        check_paths(&request)?;
         let LaunchRequest {
             kernel,
             initrd,
@@ -424,6 +425,26 @@ impl Host {
 
     fn members(&self) -> MutexGuard<'_, BTreeMap<String, Member>> {
         lock_of(&self.members)
+    }
+}
+
+/// The agent works in another folder than whoever asks it.
+fn check_paths(request: &LaunchRequest) -> Result<(), LaunchError> {
+    let files = [
+        Some(&request.kernel),
+        request.initrd.as_ref(),
+        request.seed.as_ref(),
+    ];
+    let disks = request.disks.iter().map(|disk| &disk.path);
+    let boot = request.boot_image.iter();
+    let boot = boot.flat_map(|boot| [&boot.image, &boot.cache]);
+    let mut all = files.into_iter().flatten().chain(disks).chain(boot);
+    match all.find(|path| !path.is_absolute()) {
+        Some(path) => Err(LaunchError::Request(format!(
+            "Path '{}' is not allowed: the agent needs it from the root, as in /srv/disk.img",
+            path.display()
+        ))),
+        None => Ok(()),
     }
 }
 

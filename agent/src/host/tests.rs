@@ -256,6 +256,9 @@ fn agent_process() {
         return;
     };
     let told: Told = serde_json::from_slice(&fs::read(told).unwrap()).unwrap();
+    // As `concertina agent` has it.
+    // SAFETY: mallopt changes tunables of the allocator.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 2) };
     let _agent = Agent::start(&told);
     loop {
         std::thread::park_timeout(Duration::from_secs(1));
@@ -678,4 +681,10 @@ fn what_is_not_served_is_said() {
     );
     let bad = client::launch(&bench.socket(), "Bad_Name", &bench.request()).unwrap_err();
     assert!(bad.to_string().contains("Bad_Name"), "{bad}");
+    let relative = LaunchRequest {
+        initrd: Some("initrd".into()),
+        ..bench.request()
+    };
+    let bad = client::launch(&bench.socket(), "web", &relative).unwrap_err();
+    assert!(bad.to_string().contains("'initrd'"), "{bad}");
 }

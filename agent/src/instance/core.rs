@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 
 use concertina_api::event::EventKind;
 use concertina_api::instance::{
-    CpuStatus, InstanceSize, InstanceState, InstanceStatus, IoStatus, MemoryStatus, ThresholdStatus,
+    CpuStatus, InstanceSize, InstanceState, InstanceStatus, IoStatus, MemoryStatus, RateStatus,
+    ScalingStatus, ThresholdStatus,
 };
-use concertina_api::net::NetWish;
-use concertina_api::policy::{Axis, Direction, Policy, PolicyBounds};
+use concertina_api::net::{NetSpec, NetWish};
+use concertina_api::policy::{Axis, Device, Direction, Metric, Policy, PolicyBounds};
 use concertina_api::vm::{
     BalloonStatistics, Outcome, ResizeReport, RunState, VmDescription, VmSpec,
 };
@@ -32,9 +33,10 @@ use crate::events::{EventLog, wall_clock};
 use crate::launch::{BootSource, LaunchError, LaunchSpec};
 use crate::measure::InstanceMeasures;
 use crate::net::{NetPrograms, Networks};
-use crate::policy::PolicyState;
+use crate::policy::{Observations, PolicyState, Sample};
 use crate::poll::Wakeup;
 use crate::resize::books::Books;
+use crate::resize::io::IoRates;
 use crate::resize::{Cause, Commit, Resizer};
 use crate::sentence;
 use crate::state_dir::{Ending, InstancePaths, InstanceRecord, NameLock, ProcessId, StateError};
@@ -54,6 +56,8 @@ struct Live {
     guest: Option<BalloonStatistics>,
     recommended: Option<InstanceSize>,
     thresholds: Vec<ThresholdStatus>,
+    scaling: Option<ScalingStatus>,
+    observed: Observed,
     restarts: u64,
     /// The vmm was taken over and has not answered yet.
     unseen: bool,
@@ -67,6 +71,25 @@ pub(crate) struct InForce {
     pub version: u64,
     /// Bounds and rules.
     pub policy: Policy,
+}
+
+/// What was measured last.
+#[derive(Debug, Default)]
+struct Observed {
+    samples: BTreeMap<Metric, Sample>,
+    stale_ms: u64,
+}
+
+impl Observed {
+    /// What is still known at `now_ms`, by name.
+    fn fresh(&self, now_ms: u64) -> BTreeMap<String, f64> {
+        let known = self.samples.iter().filter(|(_, sample)| {
+            sample.value.is_finite() && now_ms.saturating_sub(sample.at_ms) <= self.stale_ms
+        });
+        known
+            .map(|(metric, sample)| (metric.to_string(), sample.value))
+            .collect()
+    }
 }
 
 /// One instance.
@@ -241,11 +264,13 @@ impl Core {
             Arc::clone(&events),
             Arc::clone(&parts.owner.books),
         )
+        .with_io(policy.io, first_rates(&parts.vm, &parts.nets))
         .with_hooks(channel.clone())
         .with_measures(Arc::clone(&parts.owner.measures))
         .with_usage(Arc::clone(&usage));
         resizer.set_policy(
             policy.bounds,
+            policy.io,
             Duration::from_millis(policy.shrink_window_ms),
         );
         Ok(Self {
@@ -277,6 +302,8 @@ impl Core {
                 guest: None,
                 recommended: None,
                 thresholds: Vec::new(),
+                scaling: None,
+                observed: Observed::default(),
                 restarts: 0,
                 unseen: false,
                 ended: false,
@@ -306,8 +333,11 @@ impl Core {
         *place = Arc::clone(&next);
         drop(place);
         let bounds = next.policy.bounds;
-        self.resizer
-            .set_policy(bounds, Duration::from_millis(next.policy.shrink_window_ms));
+        self.resizer.set_policy(
+            bounds,
+            next.policy.io,
+            Duration::from_millis(next.policy.shrink_window_ms),
+        );
         self.events.append(EventKind::PolicyReplaced {
             version: next.version,
             rules: next.policy.rules.iter().map(ToString::to_string).collect(),
@@ -382,9 +412,25 @@ impl Core {
         }
     }
 
-    /// What the vmm of the next life is told, but for its network interfaces.
-    pub(super) fn vm_spec(&self) -> VmSpec {
+    fn vm_spec(&self) -> VmSpec {
         lock(&self.vm).clone()
+    }
+
+    /// What the vmm of the next life is told, with these network interfaces. Limits on I/O are those
+    /// that were set last: the guest that starts again has not asked for others.
+    pub(super) fn spec_of_life(&self, nets: Vec<NetSpec>) -> VmSpec {
+        let rates = self.resizer.rates();
+        let mut vm = VmSpec {
+            nets,
+            ..self.vm_spec()
+        };
+        for (disk, rate) in vm.disks.iter_mut().zip(rates.disks) {
+            disk.rate = rate;
+        }
+        for (net, rates) in vm.nets.iter_mut().zip(rates.nets) {
+            net.rates = rates;
+        }
+        vm
     }
 
     /// Takes back a launch that did not come to a running guest.
@@ -461,6 +507,8 @@ impl Core {
             live.state = state;
             live.description = None;
             live.guest = None;
+            live.scaling = None;
+            live.observed = Observed::default();
         }
         self.resizer.set_vmm_pid(vmm.map_or(0, |vmm| vmm.pid));
         // Only serves a later supervisor in finding a vmm that outlived this one.
@@ -553,6 +601,18 @@ impl Core {
         self.live().thresholds = thresholds;
     }
 
+    /// What bears on all rules.
+    pub(super) fn set_scaling(&self, scaling: ScalingStatus) {
+        self.live().scaling = Some(scaling);
+    }
+
+    /// What was measured; a sample older than `stale_ms` is unknown.
+    pub(super) fn set_observed(&self, seen: &Observations, stale_ms: u64) {
+        let mut live = self.live();
+        live.observed.samples.clone_from(&seen.samples);
+        live.observed.stale_ms = stale_ms;
+    }
+
     /// What the rules want of an instance that is not resized by them.
     pub(super) fn set_recommended(&self, recommended: Option<InstanceSize>) {
         self.live().recommended = recommended;
@@ -612,6 +672,8 @@ impl Core {
             io: IoStatus {
                 disks: seen.map_or_else(Vec::new, |vm| vm.disks.clone()),
                 nets: seen.map_or_else(Vec::new, |vm| vm.nets.clone()),
+                disk_rate: self.rate_status(&in_force.policy, Device::Disk),
+                net_rate: self.rate_status(&in_force.policy, Device::Net),
             },
             guest: self.channel.status(),
             last_resize: self.resizer.last_report(),
@@ -620,7 +682,19 @@ impl Core {
             restarts: live.restarts,
             recommended: live.recommended,
             thresholds: live.thresholds.clone(),
+            scaling: live.scaling.clone(),
+            observed: live.observed.fresh(self.uptime_ms()),
         }
+    }
+
+    /// Bounds and target of the limits of one kind of devices, where they have bounds.
+    fn rate_status(&self, policy: &Policy, device: Device) -> Option<RateStatus> {
+        let bounds = policy.io.of(device)?;
+        Some(RateStatus {
+            min: bounds.min(),
+            max: bounds.max(),
+            target: self.resizer.rates().of(device)?,
+        })
     }
 
     /// Growth that its host has no room for yet.
@@ -688,7 +762,7 @@ fn remembered(books: &dyn Books, launched: &Moment, policy: &Policy) -> PolicySt
         for (axis, from, to, got) in axes {
             if let (Some(before), Some(asked), Some(after)) = (from, to, got) {
                 let commit = Commit {
-                    axis,
+                    axis: axis.into(),
                     cause: Cause::from_text(&resize.cause),
                     before,
                     asked,
@@ -732,6 +806,14 @@ fn read_spec(paths: &InstancePaths) -> Result<VmSpec, LaunchError> {
     Ok(spec)
 }
 
+/// The limits that the devices of an instance start with.
+fn first_rates(vm: &VmSpec, nets: &[NetWish]) -> IoRates {
+    IoRates {
+        disks: vm.disks.iter().map(|disk| disk.rate).collect(),
+        nets: nets.iter().map(|wish| wish.rates).collect(),
+    }
+}
+
 /// Removes every trace of a launch. Nothing more can be done about what cannot be removed: the next
 /// start of the same name tries again.
 fn discard(paths: &InstancePaths, group: Option<&InstanceGroup>) {
@@ -747,5 +829,25 @@ fn discard(paths: &InstancePaths, group: Option<&InstanceGroup>) {
         }
     } else {
         let _ = fs::remove_dir_all(&paths.dir);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_stale_or_no_number_is_not_known() {
+        let sample = |value, at_ms| Sample { value, at_ms };
+        let observed = Observed {
+            samples: BTreeMap::from([
+                (Metric::Cpu, sample(75.0, 7000)),
+                (Metric::Memory, sample(40.0, 6999)),
+                (Metric::CpuSteal, sample(f64::NAN, 9000)),
+            ]),
+            stale_ms: 3000,
+        };
+        let known = observed.fresh(10_000);
+        assert_eq!(known, BTreeMap::from([("cpu".to_owned(), 75.0)]));
     }
 }

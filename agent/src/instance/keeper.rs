@@ -15,7 +15,6 @@ use std::time::{Duration, Instant};
 use concertina_api::event::EventKind;
 use concertina_api::instance::{ExitReason, InstanceState};
 use concertina_api::policy::Restart;
-use concertina_api::vm::VmSpec;
 
 use super::core::Core;
 use super::evidence::{self, Before};
@@ -296,11 +295,8 @@ impl<'a> Life<'a> {
         let before = Before::look(&core.paths, &core.group);
         // A socket file of the life before would be connected to in vain.
         let _ = std::fs::remove_file(&core.paths.vmm_socket);
-        let net = core.networks.begin_life()?;
-        let told = VmSpec {
-            nets: net.specs(),
-            ..core.vm_spec()
-        };
+        let net = core.networks.begin_life(&core.group)?;
+        let told = core.spec_of_life(net.specs());
         write_json(&core.paths.vm_spec, &told)?;
         let start = VmmStart {
             command: &core.vmm_command,

@@ -6,10 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use concertina_api::event::EventKind;
 use concertina_api::instance::ThresholdStatus;
-use concertina_api::policy::PolicyBounds;
+use concertina_api::policy::Resource;
 
 use crate::policy::window::STALE_PERIODS;
-use crate::policy::{Decision, Held, HeldReason, Size};
+use crate::policy::{Decision, Held, HeldReason};
 
 /// What was said last.
 #[derive(Debug, Default)]
@@ -34,17 +34,14 @@ enum Class {
 }
 
 impl News {
-    /// The events of one decision about an instance of this size.
+    /// The events of one decision. `is_least` tells whether a resource is at its lower bound.
     pub(super) fn of(
         &mut self,
         decision: &Decision,
-        size: &Size,
-        bounds: &PolicyBounds,
+        is_least: impl Fn(Resource) -> bool,
     ) -> Vec<EventKind> {
         // An idle instance at its lower bound is not news, though its rules go on wanting less.
-        let rests = |held: &Held| {
-            held.why == HeldReason::AtBound && size.of(held.axis) == bounds.of(held.axis).min
-        };
+        let rests = |held: &Held| held.why == HeldReason::AtBound && is_least(held.axis);
         let resting: BTreeSet<&str> = decision
             .held
             .iter()
@@ -118,17 +115,8 @@ impl News {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use concertina_api::policy::Axis;
-    use concertina_api::{Bytes, Cpus};
 
     const RULE: &str = "cpu < 20% for 3s: -1 cpu";
-
-    fn bounds() -> PolicyBounds {
-        PolicyBounds {
-            cpus: "1..4".parse().unwrap(),
-            memory: "256M".parse().unwrap(),
-        }
-    }
 
     fn say(news: &mut News, state: &str, why: Option<HeldReason>, cpus: u32) -> Vec<String> {
         let decision = Decision {
@@ -136,11 +124,12 @@ mod tests {
                 rule: RULE.into(),
                 state: state.into(),
                 last_value: Some(1.0),
+                ..ThresholdStatus::default()
             }],
             held: why
                 .map(|why| Held {
                     cause: RULE.into(),
-                    axis: Axis::Cpus,
+                    axis: Resource::Cpus,
                     why,
                     detail: "detail".into(),
                 })
@@ -148,11 +137,7 @@ mod tests {
                 .collect(),
             ..Decision::default()
         };
-        let size = Size {
-            cpus: Cpus(cpus),
-            memory: Bytes::mib(256),
-        };
-        news.of(&decision, &size, &bounds())
+        news.of(&decision, |_| cpus == 1000)
             .into_iter()
             .map(|event| match event {
                 EventKind::Threshold { state, .. } => state,

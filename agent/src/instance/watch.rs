@@ -1,9 +1,10 @@
 //! The job that looks, decides, and lets resizes be carried out, for one life of the vmm.
 //!
 //! It runs once a period, and at once when the kernel's pressure trigger fires, the guest says that
-//! something is urgent, a resize has ended, or the life is over. A resize runs in a thread of its own, so that one axis never makes the other
-//! one wait, nor the looking.
+//! something is urgent, a resize has ended, or the life is over. A resize runs in a thread of its own,
+//! so that no axis makes another one wait, nor the looking; limits on I/O, which take no time, share one.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +13,9 @@ use std::time::{Duration, Instant};
 
 use concertina_api::event::EventKind;
 use concertina_api::instance::{InstanceState, ThresholdStatus};
-use concertina_api::policy::{Axis, Direction, Metric, Mode, Policy, Rule};
+use concertina_api::policy::{
+    Axis, Device, Direction, Metric, Mode, Policy, Resource, Rule, Source,
+};
 use concertina_api::vm::{RunState, VmDescription};
 
 use super::core::{Core, InForce, remember};
@@ -23,14 +26,16 @@ use super::recommend::Recommendations;
 use crate::clock::thread_cpu;
 use crate::measure::{Phase, Way};
 use crate::plan::memory::Held as HeldMemory;
+use crate::policy::window::STALE_PERIODS;
 use crate::policy::{
-    Decision, MemoryShort, Observations, PolicyState, Size, Wish, decide_in_place, rule_texts,
+    Decision, MemoryShort, Observations, PolicyState, Sample, Size, Wish, decide_in_place,
+    rule_texts,
 };
 use crate::pool::{Events, Interest, Job, JobId, Watched};
 use crate::resize::{Cause, Order};
 use crate::signals::kvm::{DEBUGFS_KVM, KvmStatistics};
 use crate::signals::psi::Trigger;
-use crate::signals::{Present, Sampler};
+use crate::signals::{IoSampler, Present, Sampler};
 
 /// Deadline of growth that a rule asks for.
 const GROW_TIMEOUT: Duration = Duration::from_secs(10);
@@ -131,6 +136,12 @@ struct Watcher {
     triggers: Vec<Trigger>,
     cpus: Option<Running>,
     memory: Option<Running>,
+    /// Limits on I/O, all of them one after the other.
+    io: Option<JoinHandle<()>>,
+    disk_load: IoSampler,
+    net_load: IoSampler,
+    /// What the devices did up to the last look at them.
+    io_samples: BTreeMap<Metric, Sample>,
     news: News,
     recommendations: Recommendations,
     began: Instant,
@@ -159,6 +170,10 @@ impl Watcher {
             in_force,
             cpus: None,
             memory: None,
+            io: None,
+            disk_load: IoSampler::new(Device::Disk),
+            net_load: IoSampler::new(Device::Net),
+            io_samples: BTreeMap::new(),
             news: News::default(),
             recommendations: Recommendations::default(),
             began: Instant::now(),
@@ -197,7 +212,7 @@ impl Watcher {
         }
         if due {
             self.look_at_disks(now);
-            self.look_at_networks();
+            self.look_at_networks(now);
         }
         let alarm = self.core.channel.take_alarm();
         if due || changed || alarm || events.has(TRIGGER) {
@@ -253,13 +268,19 @@ impl Watcher {
         }
         seen.cpus_busy = self.is_busy(Axis::Cpus);
         seen.memory_busy = self.is_busy(Axis::Memory);
+        let io_runs = self.io.as_ref().is_some_and(|thread| !thread.is_finished());
+        seen.io_busy = io_runs || self.core.resizer.is_busy(Resource::DiskBytes);
+        seen.limits = self.core.resizer.limits();
+        seen.samples.extend(self.io_samples.clone());
+        let stale_ms = self.policy().shortest_period_ms() * STALE_PERIODS;
+        self.core.set_observed(&seen, stale_ms);
         let (policy, texts) = (&self.in_force.policy, &self.texts);
         let mut decision = decide_in_place(policy, texts, &mut self.state, &seen, &size, now_ms);
         self.core.measures.looked(&seen);
         let measures = &self.core.owner.measures;
         measures.look.observe(began.elapsed());
         measures.held(&decision.held);
-        self.report(&mut decision, &size);
+        self.report(&mut decision, &size, &seen);
         needs::tell(self.core.resizer.books(), &seen, &size, &bounds);
         match self.policy().mode {
             Mode::Act => self.act(decision, &seen, began),
@@ -298,7 +319,7 @@ impl Watcher {
         }
     }
 
-    /// Says when a disk's image or device begins to fail.
+    /// Says when a disk's image or device begins to fail, and measures what the disks do.
     fn look_at_disks(&mut self, now: Instant) {
         if self.disks.is_empty() {
             return;
@@ -310,10 +331,31 @@ impl Watcher {
         for event in self.disks.look(&seen, now) {
             self.core.events.append(event);
         }
+        let load = self
+            .disk_load
+            .look_at_disks(&seen, now, self.core.uptime_ms());
+        self.take_samples(Source::Disks, load);
     }
 
-    /// Says when the program behind a network interface has ended.
-    fn look_at_networks(&self) {
+    /// What a look did not tell is unknown, whatever the look before has told.
+    fn take_samples(&mut self, source: Source, load: BTreeMap<Metric, Sample>) {
+        self.io_samples
+            .retain(|metric, _| metric.source() != source);
+        self.io_samples.extend(load);
+    }
+
+    /// Says when the program behind a network interface has ended, and measures what the interfaces do
+    /// where a rule looks at that.
+    fn look_at_networks(&mut self, now: Instant) {
+        let looks = |rule: &Rule| rule.metric().source() == Source::Networks;
+        if self.policy().rules.iter().any(looks)
+            && let Ok(seen) = self.core.vmm.nets()
+        {
+            let load = self
+                .net_load
+                .look_at_nets(&seen, now, self.core.uptime_ms());
+            self.take_samples(Source::Networks, load);
+        }
         let ended = self.core.net_programs.ended();
         // It also ends when the vmm does, and that is said in another way.
         if ended.is_empty() || self.core.vmm.describe().is_err() {
@@ -377,6 +419,9 @@ impl Watcher {
 
     /// Begins the resizes that were decided.
     fn act(&mut self, decision: Decision, seen: &Observations, began: Instant) {
+        if !seen.io_busy {
+            self.act_on_io(decision.io, seen);
+        }
         // What waits on the host for room is given up when it is not wanted any more.
         let grows = |direction: Option<Direction>| direction == Some(Direction::Grow);
         if !grows(decision.cpus.as_ref().map(|wish| wish.direction)) {
@@ -401,6 +446,20 @@ impl Watcher {
             let (order, direction) =
                 self.order(wish, seen, |order, target| order.memory = Some(target));
             self.memory = self.carry_out(order, (Axis::Memory, direction), began);
+        }
+    }
+
+    /// Begins the changes of limits that were decided.
+    fn act_on_io(&mut self, wishes: BTreeMap<Resource, Wish<u64>>, seen: &Observations) {
+        let with = |(resource, wish): (Resource, Wish<u64>)| {
+            self.order(wish, seen, |order, target| {
+                order.io = Some((resource, target))
+            })
+            .0
+        };
+        let orders: Vec<Order> = wishes.into_iter().map(with).collect();
+        if !orders.is_empty() {
+            self.io = self.carry_out_all(orders);
         }
     }
 
@@ -434,7 +493,8 @@ impl Watcher {
 
     /// Says what was decided, and does nothing.
     fn recommend(&mut self, decision: &Decision, size: &Size) {
-        for event in self.recommendations.of(decision, size) {
+        let rates = self.core.resizer.rates();
+        for event in self.recommendations.of(decision, size, &rates) {
             self.say(event);
         }
         self.core.set_recommended(self.recommendations.size());
@@ -453,13 +513,21 @@ impl Watcher {
             .owner
             .measures
             .took(way, Phase::Decide, began.elapsed());
+        let thread = self.carry_out_all(vec![order])?;
+        Some(Running { thread, direction })
+    }
+
+    /// Carries out orders one after the other, in a thread of their own.
+    fn carry_out_all(&self, orders: Vec<Order>) -> Option<JoinHandle<()>> {
         let core = Arc::clone(&self.core);
         let spawned = thread::Builder::new().name("resize".into()).spawn(move || {
-            core.resizer.carry_out(&order);
+            for order in orders {
+                core.resizer.carry_out(&order);
+            }
             core.commit_wakeup.set();
         });
         match spawned {
-            Ok(thread) => Some(Running { thread, direction }),
+            Ok(thread) => Some(thread),
             // The rule goes on breaching, so the next look tries again.
             Err(error) => {
                 eprintln!("concertina: A resize could not begin: {error}");
@@ -503,13 +571,18 @@ impl Watcher {
     }
 
     /// Puts what has changed into the events and the status.
-    fn report(&mut self, decision: &mut Decision, size: &Size) {
-        let bounds = self.policy().bounds;
-        for event in self.news.of(decision, size, &bounds) {
+    fn report(&mut self, decision: &mut Decision, size: &Size, seen: &Observations) {
+        let policy = &self.in_force.policy;
+        let is_least = |resource: Resource| {
+            policy.bounds_of(resource).map(|bounds| bounds.min) == seen.present(size, resource)
+        };
+        for event in self.news.of(decision, is_least) {
             self.say(event);
         }
         self.core
             .set_thresholds(std::mem::take(&mut decision.thresholds));
+        let scaling = self.state.scaling(self.policy(), self.core.uptime_ms());
+        self.core.set_scaling(scaling);
     }
 
     /// An event that the policy has caused.
@@ -523,8 +596,9 @@ impl Watcher {
 impl Drop for Watcher {
     /// The resizes that it has begun end with it.
     fn drop(&mut self) {
-        for running in [self.cpus.take(), self.memory.take()].into_iter().flatten() {
-            let _ = running.thread.join();
+        let resizes = [self.cpus.take(), self.memory.take()].into_iter().flatten();
+        for thread in resizes.map(|running| running.thread).chain(self.io.take()) {
+            let _ = thread.join();
         }
     }
 }
@@ -540,7 +614,7 @@ fn resting(policy: &Policy) -> Vec<ThresholdStatus> {
     let unknown = |rule: &Rule| ThresholdStatus {
         rule: rule.to_string(),
         state: "unknown".into(),
-        last_value: None,
+        ..ThresholdStatus::default()
     };
     policy.rules.iter().map(unknown).collect()
 }

@@ -14,6 +14,7 @@ mod disks;
 mod error;
 mod host;
 mod images;
+mod rates;
 mod source;
 #[cfg(test)]
 mod tests;
@@ -23,7 +24,7 @@ use std::path::PathBuf;
 
 use concertina_api::disk::DiskSpec;
 use concertina_api::net::NetWish;
-use concertina_api::policy::Policy;
+use concertina_api::policy::{Policy, Source, Sources};
 use concertina_api::vm::{VmSpec, VsockSpec};
 
 pub use cmdline::{CMDLINE_MAX_BYTES, command_line};
@@ -89,7 +90,7 @@ pub(crate) fn prepare_on(
     let state = StateDir::new(spec.state_dir.clone());
     let paths = state.paths(&spec.name)?;
     host::check_socket_paths(&paths)?;
-    spec.policy.check(&host.sources())?;
+    spec.policy.check(&sources(host, &spec))?;
     bounds::check(&spec.policy.bounds)?;
     images::check(
         &spec.kernel,
@@ -104,6 +105,7 @@ pub(crate) fn prepare_on(
         spec.disks.push(disks::of_seed(&paths.seed));
     }
     disks::check(&spec.disks, spec.seed.is_some())?;
+    rates::put(&spec.policy.io, &mut spec.disks, &mut spec.nets)?;
     let vm = vm_spec(&spec, &paths)?;
     host.check_kvm()?;
     let tree = host.cgroups()?;
@@ -117,6 +119,18 @@ pub(crate) fn prepare_on(
         })?;
     }
     Instance::new(spec, vm, paths, &tree, (owner, lock))
+}
+
+/// What the metrics of this instance can be told from.
+fn sources(host: &Host, spec: &LaunchSpec) -> Sources {
+    let mut sources = host.sources();
+    if spec.disks.is_empty() && spec.seed.is_none() {
+        sources = sources.without(Source::Disks);
+    }
+    if spec.nets.is_empty() {
+        sources = sources.without(Source::Networks);
+    }
+    sources
 }
 
 /// Ends what a supervisor that died may have left under this name, and removes the logs of an

@@ -218,6 +218,60 @@ fn a_guest_that_restarts_boots_the_kernel_that_it_has_installed() {
 }
 
 #[test]
+fn limits_outlive_a_reboot_of_the_guest() {
+    let mut bench = bench("reset-after-rate");
+    let image = bench.temp.path().join("a.img");
+    fs::write(&image, [0; 4096]).unwrap();
+    bench.spec.disks = vec![DiskSpec::new(&image)];
+    bench.spec.policy.io.disk = "10M..100M".parse().ok();
+    let instance = bench.start();
+    let told = || -> VmSpec {
+        serde_json::from_slice(&fs::read(&instance.paths().vm_spec).unwrap()).unwrap()
+    };
+    assert_eq!(told().disks[0].rate, "10M".parse().unwrap());
+    let wish = |rate: &str| InstanceResize {
+        disk_rate: rate.parse().ok(),
+        ..InstanceResize::default()
+    };
+    let refused = client::resize(instance.paths(), &wish("500M")).unwrap();
+    assert_eq!(refused.outcome, Outcome::Refused);
+    let report = client::resize(instance.paths(), &wish("50M,burst=1M")).unwrap();
+    assert_eq!(report.outcome, Outcome::Applied, "{report:?}");
+    let status = client::status(instance.paths()).unwrap();
+    let limit = status.io.disk_rate.unwrap();
+    assert_eq!(limit.max, "100M".parse().unwrap());
+    assert_eq!(limit.target, "50M,burst=1M".parse().unwrap());
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let lives = |events: Vec<EventKind>| {
+        let is_start = |event: &&EventKind| matches!(event, EventKind::Started { .. });
+        events.iter().filter(is_start).count()
+    };
+    while lives(bench.events()) < 2 {
+        assert!(Instant::now() < deadline, "{:?}", bench.events());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(told().disks[0].rate, "50M,burst=1M".parse().unwrap());
+    instance.stopper().request_stop();
+    assert_eq!(instance.supervise().status, 0);
+}
+
+#[test]
+fn rules_about_devices_need_them_and_their_bounds() {
+    let mut bench = bench("obey");
+    let refusal = |bench: &Bench| {
+        let error = bench.prepare().unwrap_err();
+        assert!(error.is_usage(), "{error}");
+        error.to_string()
+    };
+    bench.spec.policy.scale("disk > 80%: +1 cpu").unwrap();
+    assert!(refusal(&bench).contains("--disk"), "{}", refusal(&bench));
+    bench.spec.policy.rules.clear();
+    bench.spec.policy.io.net = "80mbit..800mbit".parse().ok();
+    assert!(refusal(&bench).contains("add --net"), "{}", refusal(&bench));
+    bench.nothing_is_left();
+}
+
+#[test]
 fn a_guest_that_only_resets_is_given_up() {
     let bench = bench("exit-64");
     let report = bench.start().supervise();

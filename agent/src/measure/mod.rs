@@ -8,7 +8,7 @@ pub mod instance;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use concertina_api::policy::{Axis, Direction};
+use concertina_api::policy::{Axis, Direction, Resource};
 use concertina_api::vm::Outcome;
 
 pub use self::histogram::Histogram;
@@ -118,7 +118,7 @@ pub struct Measures {
     to_intent: [Histogram; Way::ALL.len()],
     phases: [[Histogram; Phase::ALL.len()]; Way::ALL.len()],
     resizes: [Table<{ OUTCOMES.len() }>; CAUSES.len()],
-    held: [[AtomicU64; HeldReason::ALL.len()]; Axis::ALL.len()],
+    held: [[AtomicU64; HeldReason::ALL.len()]; Resource::ALL.len()],
 }
 
 impl Measures {
@@ -157,13 +157,13 @@ impl Measures {
     /// A look has ended with these wishes not followed.
     pub fn held(&self, held: &[Held]) {
         for held in held {
-            self.held[axis_index(held.axis)][held.why as usize].fetch_add(1, Ordering::Relaxed);
+            self.held[held.axis as usize][held.why as usize].fetch_add(1, Ordering::Relaxed);
         }
     }
 
     /// At how many looks a wish was not followed for this reason.
-    pub fn held_looks(&self, axis: Axis, why: HeldReason) -> u64 {
-        self.held[axis_index(axis)][why as usize].load(Ordering::Relaxed)
+    pub fn held_looks(&self, axis: Resource, why: HeldReason) -> u64 {
+        self.held[axis as usize][why as usize].load(Ordering::Relaxed)
     }
 }
 
@@ -205,6 +205,9 @@ mod tests {
         assert_eq!(indices, [0, 1, 2, 3, 4]);
         for (index, phase) in Phase::ALL.into_iter().enumerate() {
             assert_eq!(phase as usize, index);
+        }
+        for (index, resource) in Resource::ALL.into_iter().enumerate() {
+            assert_eq!(resource as usize, index);
         }
         for (index, why) in HeldReason::ALL.into_iter().enumerate() {
             assert_eq!(why as usize, index, "{why:?}");

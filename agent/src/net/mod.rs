@@ -14,6 +14,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use concertina_api::net::{Forward, MAX_NETS, NetKind, NetLink, NetSpec, NetWish};
 
+use crate::cgroup::InstanceGroup;
+use crate::launch::LaunchError;
 pub(crate) use passt::Passt as NetProgram;
 pub use passt::{PROGRAM as PASST, find as find_passt};
 pub use tap::DEVICE as TUN_DEVICE;
@@ -146,8 +148,8 @@ impl Networks {
         taken.collect::<Result<_, _>>().map(Self)
     }
 
-    /// Starts what a life of the vmm needs.
-    pub(crate) fn begin_life(&self) -> Result<NetLife<'_>, NetError> {
+    /// Starts what a life of the vmm needs, as a part of the instance that has this group.
+    pub(crate) fn begin_life(&self, group: &InstanceGroup) -> Result<NetLife<'_>, LaunchError> {
         let mut life = NetLife {
             networks: self,
             sockets: Vec::new(),
@@ -155,7 +157,8 @@ impl Networks {
         };
         for (index, network) in self.0.iter().enumerate() {
             if let NetKind::User(forwards) = &network.wish.kind {
-                let (program, socket) = NetProgram::start(index, forwards)?;
+                let procs = group.open_others_procs()?;
+                let (program, socket) = NetProgram::start(index, forwards, procs)?;
                 life.programs.push(program);
                 life.sockets.push(socket);
             }

@@ -4,6 +4,7 @@
 //! It gets its end of a socket pair, and ends by itself when the vmm's end is closed: so it outlives
 //! neither the vmm nor, when that is killed, this supervisor.
 
+use std::fs::File;
 use std::io::Read;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -17,6 +18,7 @@ use std::time::{Duration, Instant};
 use concertina_api::net::Forward;
 
 use super::NetError;
+use crate::vmm::process;
 
 /// Name of the program, and of its package.
 pub const PROGRAM: &str = "passt";
@@ -77,8 +79,13 @@ pub(crate) struct Passt {
 }
 
 impl Passt {
-    /// Starts one; gives the vmm's end of its socket as well.
-    pub fn start(index: usize, forwards: &[Forward]) -> Result<(Self, OwnedFd), NetError> {
+    /// Starts one inside the group whose `cgroup.procs` is given; gives the vmm's end of its socket as
+    /// well.
+    pub fn start(
+        index: usize,
+        forwards: &[Forward],
+        procs: File,
+    ) -> Result<(Self, OwnedFd), NetError> {
         let system = |what: &str, source| NetError::System {
             what: format!("{what} of {PROGRAM} cannot be made"),
             source,
@@ -102,8 +109,9 @@ impl Passt {
             .stderr(OwnedFd::from(their_words))
             // Ctrl-C in the terminal is for the supervisor.
             .process_group(0);
-        // SAFETY: between fork and exec only a system call is made, and nothing is allocated.
-        unsafe { command.pre_exec(move || crate::vmm::process::inherit(fd)) };
+        let prepare = move || process::enter(&procs).and_then(|()| process::inherit(fd));
+        // SAFETY: between fork and exec only system calls are made, and nothing is allocated.
+        unsafe { command.pre_exec(prepare) };
         let child = command.spawn().map_err(|source| NetError::System {
             what: format!("Starting {PROGRAM} failed"),
             source,

@@ -3,8 +3,9 @@
 //! Growth beats shrinking; of several growths the largest, of several shrinks the smallest. What is
 //! in the way of the winner is looked for in a fixed order, and the first obstacle is said.
 
-use concertina_api::policy::step::{self, size_text};
-use concertina_api::policy::{Action, Amount, Axis, Direction, Metric, Policy, Rule};
+use concertina_api::Bounds;
+use concertina_api::policy::step;
+use concertina_api::policy::{Action, Amount, Direction, Metric, Policy, Resource, Rule};
 
 use super::state::PolicyState;
 use super::window::{Reading, STALE_PERIODS, sane};
@@ -27,7 +28,10 @@ pub(super) struct Scene<'a> {
     pub policy: &'a Policy,
     pub seen: &'a Observations,
     pub size: &'a Size,
-    pub axis: Axis,
+    pub axis: Resource,
+    /// What the axis has, and the least and most that it may have, in its smallest unit.
+    pub present: u64,
+    pub bounds: Bounds<u64>,
     pub now_ms: u64,
 }
 
@@ -42,10 +46,6 @@ struct Want<'a> {
 }
 
 impl Scene<'_> {
-    fn present(&self) -> u64 {
-        self.size.of(self.axis)
-    }
-
     fn held(&self, cause: &str, why: HeldReason, detail: String) -> Held {
         Held {
             cause: cause.to_owned(),
@@ -63,10 +63,10 @@ pub(super) fn decide(
     state: &mut PolicyState,
     looked: &[Looked<'_>],
 ) -> (Option<Wish<u64>>, Vec<Held>) {
-    let present = scene.present();
+    let present = scene.present;
     let wants: Vec<Want<'_>> = looked
         .iter()
-        .filter(|looked| looked.rule.axis() == scene.axis)
+        .filter(|looked| looked.rule.resource() == scene.axis)
         .filter_map(|looked| want(scene, looked))
         .collect();
     let emergency = emergency(scene, looked);
@@ -81,7 +81,7 @@ pub(super) fn decide(
         return (wish, held);
     }
     let growth = |want: &&Want<'_>| want.acts && grows(want, present);
-    let short = scene.axis == Axis::Memory && scene.seen.memory_short.is_some();
+    let short = scene.axis == Resource::Memory && scene.seen.memory_short.is_some();
     let kept = looked.iter().any(|looked| kept_growth(scene, looked));
     if short || kept || wants.iter().any(|want| growth(&want)) {
         for loser in wants
@@ -113,17 +113,16 @@ fn kept_growth(scene: &Scene<'_>, looked: &Looked<'_>) -> bool {
     let Rule::Threshold(threshold) = looked.rule else {
         return false;
     };
-    let on_axis = looked.rule.axis() == scene.axis;
-    let bounds = scene.policy.bounds.of(scene.axis);
+    let on_axis = looked.rule.resource() == scene.axis;
     kept && on_axis
         && (matches!(threshold.action, Action::Add(_))
-            || step::target(threshold.action, scene.present(), &bounds) > scene.present())
+            || step::target(threshold.action, scene.present, &scene.bounds) > scene.present)
 }
 
 /// What a rule wants at this moment; nothing while it is quiet.
 fn want<'a>(scene: &Scene<'_>, looked: &Looked<'a>) -> Option<Want<'a>> {
-    let present = scene.present();
-    let bounds = scene.policy.bounds.of(scene.axis);
+    let present = scene.present;
+    let bounds = &scene.bounds;
     let Looked {
         rule,
         text,
@@ -134,15 +133,12 @@ fn want<'a>(scene: &Scene<'_>, looked: &Looked<'a>) -> Option<Want<'a>> {
             if !reading.acts && !reading.breaching {
                 return None;
             }
-            (
-                step::apply(threshold.action, present, &bounds),
-                reading.acts,
-            )
+            (step::apply(threshold.action, present, bounds), reading.acts)
         }
         Rule::Target(target) => {
             let mean = reading.mean?;
             (
-                step::track(scene.axis, target.level, mean, present, &bounds),
+                step::track(scene.axis, target.level, mean, present, bounds),
                 true,
             )
         }
@@ -185,11 +181,11 @@ fn grow(
     candidates: Vec<&Want<'_>>,
     held: &mut Vec<Held>,
 ) -> Option<Wish<u64>> {
-    let present = scene.present();
+    let present = scene.present;
     let mut ready = Vec::new();
     for want in candidates {
         if want.target <= present {
-            let detail = format!("already at {}", size_text(scene.axis, present));
+            let detail = format!("already at {}", scene.axis.text(present));
             held.push(scene.held(want.text, HeldReason::AtBound, detail));
         } else if !in_cooldown(scene, state, want, Direction::Grow, held) {
             ready.push(want);
@@ -206,13 +202,13 @@ fn shrink(
     candidates: Vec<&Want<'_>>,
     held: &mut Vec<Held>,
 ) -> Option<Wish<u64>> {
-    let present = scene.present();
+    let present = scene.present;
     let mut ready = Vec::new();
     for want in candidates {
         if want.target >= present {
             // Target tracking that is content, or a rule that names or has reached a bound.
             if matches!(want.rule, Rule::Threshold(_)) {
-                let detail = format!("already at {}", size_text(scene.axis, present));
+                let detail = format!("already at {}", scene.axis.text(present));
                 held.push(scene.held(want.text, HeldReason::AtBound, detail));
             }
         } else if !in_cooldown(scene, state, want, Direction::Shrink, held) {
@@ -221,11 +217,11 @@ fn shrink(
     }
     let asked = ready.iter().map(|want| want.target).max()?;
     let mut wish = wish(scene, asked, Direction::Shrink, &ready);
-    if let Some((at_ms, size)) = state.axis(scene.axis).largest_wanted()
+    if let Some((at_ms, size)) = state.largest_wanted(scene.axis)
         && size > asked
     {
         let ago = seconds(scene.now_ms.saturating_sub(at_ms));
-        let text = size_text(scene.axis, size);
+        let text = scene.axis.text(size);
         if size >= present {
             let window = seconds(scene.policy.shrink_window_ms);
             let detail =
@@ -272,7 +268,7 @@ fn wish(scene: &Scene<'_>, target: u64, direction: Direction, ready: &[&Want<'_>
         format!(
             "{kind}: won over '{}', which wanted {}",
             want.text,
-            size_text(scene.axis, want.target)
+            scene.axis.text(want.target)
         )
     }));
     let urgency = match direction {
@@ -344,7 +340,7 @@ fn hold_all(
 /// On a host that is short of CPU, growth ends at what the vCPUs at hand can carry: more of them
 /// would only wait with the others.
 fn host_short(scene: &Scene<'_>, wish: &mut Wish<u64>) -> Option<(HeldReason, String)> {
-    if scene.axis != Axis::Cpus || wish.direction == Direction::Shrink {
+    if scene.axis != Resource::Cpus || wish.direction == Direction::Shrink {
         return None;
     }
     let stale_ms = scene.policy.period_ms.saturating_mul(STALE_PERIODS);
@@ -358,7 +354,7 @@ fn host_short(scene: &Scene<'_>, wish: &mut Wish<u64>) -> Option<(HeldReason, St
         return None;
     }
     let detail = format!("vCPUs were ready and waited for the host in {delay:.0}% of the time");
-    if carried <= scene.present() {
+    if carried <= scene.present {
         return Some((HeldReason::HostShortOfCpu, detail));
     }
     wish.target = carried;
@@ -372,15 +368,15 @@ fn emergency(scene: &Scene<'_>, looked: &[Looked<'_>]) -> Option<Wish<u64>> {
     let evidence = scene
         .seen
         .memory_short
-        .filter(|_| scene.axis == Axis::Memory)?;
-    let present = scene.present();
-    let bounds = scene.policy.bounds.of(scene.axis);
+        .filter(|_| scene.axis == Resource::Memory)?;
+    let present = scene.present;
+    let bounds = scene.bounds;
     let mut steered = false;
     let mut best: Option<step::Stepped> = None;
     for rule in looked
         .iter()
         .map(|looked| looked.rule)
-        .filter(|rule| rule.axis() == Axis::Memory)
+        .filter(|rule| rule.resource() == Resource::Memory)
     {
         steered = true;
         if let Rule::Threshold(threshold) = rule {
@@ -398,7 +394,7 @@ fn emergency(scene: &Scene<'_>, looked: &[Looked<'_>]) -> Option<Wish<u64>> {
     }
     let share = Amount::Percent {
         percent: EMERGENCY_PERCENT,
-        axis: Axis::Memory,
+        of: Resource::Memory,
     };
     let stepped = best.unwrap_or_else(|| step::apply(Action::Add(share), present, &bounds));
     (stepped.target > present).then(|| Wish {

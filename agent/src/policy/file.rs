@@ -26,6 +26,20 @@ mod tests {
             [bounds]
             cpus   = { min = 1, max = 4 }
             memory = { min = "512M", max = "4G" }
+            disk   = { min = "10M,500iops", max = "100M,5000iops" }
+            net    = { min = "80mbit", max = "800mbit" }
+            [[threshold]]
+            metric = "disk"
+            above = "80%"
+            add = { disk.mbps = 20 }
+            [[threshold]]
+            metric = "net.mbps"
+            below = 40
+            remove = { net.mbps = 50 }
+            [[threshold]]
+            metric = "io.pressure"
+            above = "30%"
+            add = { percent = 25, of = "disk.iops" }
             [[threshold]]
             metric = "cpu"
             above  = "75%"
@@ -49,6 +63,9 @@ mod tests {
         "#;
         let from_file = read_policy(text).unwrap().into_policy(None, None).unwrap();
         let rules = [
+            "disk > 80%: +20 disk.mbps",
+            "net.mbps < 40: -50 net.mbps",
+            "io.pressure > 30%: +25% disk.iops",
             "cpu > 75% for 5s: +1 cpu, cooldown 10s",
             "memory.available < 64M 3 of 5 every 500ms: +25%",
             "io.pressure > 40%: = 2G, missing ignore",
@@ -56,7 +73,13 @@ mod tests {
             "set shrink_window 30s",
             "set reversals_per_hour 6",
         ];
+        let rates = (
+            "10M,500iops..100M,5000iops".parse().ok(),
+            "80mbit..800mbit".parse().ok(),
+        );
+        assert_eq!((from_file.io.disk, from_file.io.net), rates);
         let mut from_rules = Policy::new(from_file.bounds);
+        from_rules.io = from_file.io;
         rules
             .iter()
             .for_each(|rule| from_rules.scale(rule).unwrap());
@@ -109,6 +132,22 @@ mod tests {
             (
                 threshold("metric = \"cpu\"\nabove = 5"),
                 vec!["exactly one of add, remove, set"],
+            ),
+            (
+                "[bounds]\ndisk = { min = \"10M\", max = \"fast\" }".to_owned(),
+                vec!["line 2", "'fast'"],
+            ),
+            (
+                "[bounds]\nnet = { min = \"10M\", max = \"9iops\" }".to_owned(),
+                vec!["Bounds of net", "the same"],
+            ),
+            (
+                threshold("metric = \"net\"\nabove = 5\nadd = { net.mbps = 1, net.pps = 3 }"),
+                vec!["exactly one of"],
+            ),
+            (
+                threshold("metric = \"cpu\"\nabove = 5\nadd = { percent = 3, of = \"disks\" }"),
+                vec!["'disks'", "disk.mbps"],
             ),
             (
                 threshold("metric = \"cpu\"\nabove = 5\nadd = { cpus = 1, percent = 3 }"),

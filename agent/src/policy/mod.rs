@@ -16,11 +16,13 @@ pub mod window;
 mod properties;
 #[cfg(test)]
 mod semantics;
+#[cfg(test)]
+mod semantics_io;
 
 use std::collections::BTreeMap;
 
-use concertina_api::instance::ThresholdStatus;
-use concertina_api::policy::{Axis, Direction, Metric, Policy, Rule};
+use concertina_api::instance::{HeldStatus, ThresholdStatus, WindowStatus};
+use concertina_api::policy::{Axis, Direction, Metric, Policy, Resource, Rule};
 use concertina_api::{Bytes, Cpus};
 use serde::{Deserialize, Serialize};
 
@@ -73,13 +75,29 @@ pub struct Observations {
     pub cpus_busy: bool,
     /// A resize of memory is under way.
     pub memory_busy: bool,
+    /// Limits on I/O in force, in their smallest unit; one that is absent is not decided about.
+    #[serde(default)]
+    pub limits: BTreeMap<Resource, u64>,
+    /// A change of a limit on I/O is under way.
+    #[serde(default)]
+    pub io_busy: bool,
 }
 
 impl Observations {
-    fn busy(&self, axis: Axis) -> bool {
+    fn busy(&self, axis: Resource) -> bool {
         match axis {
-            Axis::Cpus => self.cpus_busy,
-            Axis::Memory => self.memory_busy,
+            Resource::Cpus => self.cpus_busy,
+            Resource::Memory => self.memory_busy,
+            _ => self.io_busy,
+        }
+    }
+
+    /// What the instance has of a resource, in its smallest unit; absent: unknown, or without limit.
+    pub fn present(&self, size: &Size, axis: Resource) -> Option<u64> {
+        match axis {
+            Resource::Cpus => Some(size.of(Axis::Cpus)),
+            Resource::Memory => Some(size.of(Axis::Memory)),
+            limit => self.limits.get(&limit).copied(),
         }
     }
 }
@@ -190,7 +208,7 @@ pub struct Held {
     /// The rule as text, or the evidence that the guest is short.
     pub cause: String,
     /// What it would resize.
-    pub axis: Axis,
+    pub axis: Resource,
     /// Why not.
     pub why: HeldReason,
     /// A sentence, for people.
@@ -204,6 +222,9 @@ pub struct Decision {
     pub cpus: Option<Wish<Cpus>>,
     /// Memory; absent: nothing to do.
     pub memory: Option<Wish<Bytes>>,
+    /// Limits on I/O, in their smallest unit; absent: nothing to do.
+    #[serde(default)]
+    pub io: BTreeMap<Resource, Wish<u64>>,
     /// Rules that fired and are not followed. The same ones come at every look: report changes.
     pub held: Vec<Held>,
     /// Every rule, in the policy's order.
@@ -240,7 +261,7 @@ pub(crate) fn decide_in_place(
     state.keep_only(texts);
     let mut readings = Vec::with_capacity(policy.rules.len());
     for (rule, text) in policy.rules.iter().zip(texts) {
-        let since = state.axis(rule.axis()).changed_at_ms;
+        let since = state.changed_at_ms(rule.resource());
         let rule_state = state.rule_mut(text);
         readings.push(rule_state.look(policy, rule, seen, since, now_ms));
     }
@@ -257,53 +278,75 @@ pub(crate) fn decide_in_place(
         .collect();
 
     let mut decision = Decision::default();
-    for on in Axis::ALL {
+    for on in Resource::ALL {
+        let known = policy.bounds_of(on).zip(seen.present(size, on));
+        let Some((bounds, present)) = known else {
+            continue;
+        };
         let scene = axis::Scene {
             policy,
             seen,
             size,
             axis: on,
+            present,
+            bounds,
             now_ms,
         };
         let (wish, held) = axis::decide(&scene, state, &looked);
         decision.held.extend(held);
         match on {
-            Axis::Cpus => {
+            Resource::Cpus => {
                 decision.cpus =
                     wish.map(|w| w.with_target(|t| Cpus(u32::try_from(t).unwrap_or(u32::MAX))));
             }
-            Axis::Memory => decision.memory = wish.map(|w| w.with_target(Bytes)),
+            Resource::Memory => decision.memory = wish.map(|w| w.with_target(Bytes)),
+            limit => decision.io.extend(wish.map(|wish| (limit, wish))),
         }
     }
     decision.thresholds = looked
         .iter()
-        .map(|rule| ThresholdStatus {
-            rule: rule.text.to_owned(),
-            state: status(rule, state, &decision.held, now_ms).to_owned(),
-            last_value: rule.reading.shown,
-        })
+        .map(|rule| threshold_status(policy, rule, state, &decision.held, now_ms))
         .collect();
     decision
 }
 
-/// The words of [`ThresholdStatus::state`].
-fn status(
+/// How one rule stands after a decision.
+fn threshold_status(
+    policy: &Policy,
     looked: &axis::Looked<'_>,
     state: &PolicyState,
     held: &[Held],
     now_ms: u64,
-) -> &'static str {
-    let reading = looked.reading;
+) -> ThresholdStatus {
+    let window = policy.datapoints(looked.rule);
+    let held = held.iter().find(|held| held.cause == looked.text);
+    let left = |on| state.cooldown_left_ms(looked.rule, looked.text, on, now_ms);
+    let cooldown_ms = Direction::ALL.into_iter().map(left).max();
+    let cooldown_remaining_ms = cooldown_ms.filter(|ms| *ms > 0);
+    let why = held.map(|held| held.why);
+    ThresholdStatus {
+        rule: looked.text.to_owned(),
+        state: state_word(looked.reading, why, cooldown_remaining_ms.is_some()).to_owned(),
+        last_value: looked.reading.shown,
+        window: Some(WindowStatus {
+            breaching: looked.reading.breaches,
+            need: window.need,
+            of: window.of,
+            period_ms: window.period_ms,
+        }),
+        cooldown_remaining_ms,
+        held: held.map(|held| HeldStatus {
+            reason: held.why.as_str().to_owned(),
+            detail: held.detail.clone(),
+        }),
+    }
+}
+
+/// The words of [`ThresholdStatus::state`].
+fn state_word(reading: &window::Reading, why: Option<HeldReason>, cooling: bool) -> &'static str {
     if !reading.known_now {
         return "unknown";
     }
-    let cooling = Direction::ALL
-        .into_iter()
-        .any(|direction| state.cooldown_left_ms(looked.rule, looked.text, direction, now_ms) > 0);
-    let why = held
-        .iter()
-        .find(|held| held.cause == looked.text)
-        .map(|held| held.why);
     match why {
         Some(HeldReason::Cooldown) => "cooldown",
         Some(HeldReason::Busy) => "fired",
@@ -316,7 +359,8 @@ fn status(
 }
 
 impl<T> Wish<T> {
-    fn with_target<U>(self, convert: impl FnOnce(T) -> U) -> Wish<U> {
+    /// The same wish for another number.
+    pub(crate) fn with_target<U>(self, convert: impl FnOnce(T) -> U) -> Wish<U> {
         Wish {
             target: convert(self.target),
             direction: self.direction,

@@ -5,16 +5,18 @@ use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
 use concertina_api::instance::ThresholdStatus;
-use concertina_api::policy::{Axis, Direction, Metric, Policy, PolicyBounds, Rule, Sources};
+use concertina_api::policy::{
+    Axis, Direction, IoBounds, Metric, Policy, PolicyBounds, Resource, Rule, Sources,
+};
 use concertina_api::{Bytes, Cpus};
 use proptest::prelude::*;
 
-use super::{Decision, MemoryShort, Observations, PolicyState, Sample, Size, decide};
+use super::{Decision, MemoryShort, Observations, PolicyState, Sample, Size, Wish, decide};
 
 const HOUR_MS: u64 = 3_600_000;
 
 /// Rules of every kind; any set of them that is accepted together makes a policy.
-const RULES: [&str; 16] = [
+const RULES: [&str; 25] = [
     "cpu > 75% for 3s: +1 cpu",
     "cpu > 90% 2 of 3: +2 cpu, cooldown 7s",
     "cpu < 20% for 3s: -1 cpu",
@@ -31,9 +33,18 @@ const RULES: [&str; 16] = [
     "memory.pressure < 1% for 4s: -128M",
     "target memory 65% for 2s",
     "io.pressure > 50%: = 2G",
+    "disk > 80% for 2s: +20 disk.mbps, cooldown 3s",
+    "disk < 20% for 3s: -25%, cooldown 4s",
+    "disk.requests > 70%: +500 disk.iops, missing ignore",
+    "target disk.requests 40%",
+    "net > 90% 2 of 3: +100 net.mbps, missing breaching",
+    "net < 30% for 2s: -50 net.mbps, cooldown 6s",
+    "net.mbps > 60: = 640 net.mbps",
+    "net.packets < 10%: -1000 net.pps",
+    "io.pressure > 30% for 2s: +50% disk.mbps",
 ];
 
-const METRICS: [Metric; 7] = [
+const METRICS: [Metric; 12] = [
     Metric::Cpu,
     Metric::CpuPressure,
     Metric::CpuSteal,
@@ -41,6 +52,11 @@ const METRICS: [Metric; 7] = [
     Metric::MemoryPressure,
     Metric::MemoryAvailable,
     Metric::IoPressure,
+    Metric::Disk,
+    Metric::DiskRequests,
+    Metric::Net,
+    Metric::NetMbps,
+    Metric::NetPackets,
 ];
 
 /// What happens between two looks.
@@ -112,9 +128,13 @@ fn policy_from(first: usize, cpus: &str, memory: &str) -> Policy {
         memory: memory.parse().unwrap(),
     };
     let mut policy = Policy::new(bounds);
+    policy.io = IoBounds {
+        disk: "10M,500iops..100M,5000iops".parse().ok(),
+        net: "80mbit,1000pps..800mbit,90000pps".parse().ok(),
+    };
     policy.manual_hold_ms = 20_000;
     // 7 and the number of rules have no common divisor: every rule gets its turn, in a mixed order.
-    for turn in 0..6 {
+    for turn in 0..9 {
         policy
             .scale(RULES[(first + turn * 7) % RULES.len()])
             .unwrap();
@@ -137,7 +157,7 @@ prop_compose! {
 
 /// One wish with what was known when it was made.
 struct Wished {
-    axis: Axis,
+    axis: Resource,
     direction: Direction,
     causes: Vec<String>,
     target: u64,
@@ -160,6 +180,41 @@ struct Look {
     now_ms: u64,
 }
 
+/// Every wish of a decision, in the smallest unit of its axis.
+fn wishes(decision: &Decision) -> Vec<(Resource, Wish<u64>)> {
+    let cpus = decision.cpus.clone().map(|wish| {
+        let wish = wish.with_target(|cpus| cpus.milli().into());
+        (Resource::Cpus, wish)
+    });
+    let memory = decision.memory.clone().map(|wish| {
+        let wish = wish.with_target(Bytes::get);
+        (Resource::Memory, wish)
+    });
+    let io = decision.io.clone();
+    cpus.into_iter().chain(memory).chain(io).collect()
+}
+
+/// What is seen at a moment.
+fn take_in(seen: &mut Observations, moment: &Moment, now_ms: u64) {
+    for (metric, value) in METRICS.iter().zip(&moment.values) {
+        if let Some(value) = value {
+            let scale = if *metric == Metric::MemoryAvailable {
+                4e6
+            } else {
+                1.0
+            };
+            let sample = Sample {
+                value: value * scale,
+                at_ms: now_ms,
+            };
+            seen.samples.insert(metric.clone(), sample);
+        }
+    }
+    seen.memory_short = moment.memory_short.then_some(MemoryShort::OomKill);
+    (seen.cpus_busy, seen.memory_busy) = (moment.busy, moment.busy);
+    seen.io_busy = moment.busy;
+}
+
 fn tell(policy: &Policy, moments: &[Moment]) -> Story {
     let bounds = policy.bounds;
     let mut size = Size {
@@ -167,7 +222,11 @@ fn tell(policy: &Policy, moments: &[Moment]) -> Story {
         memory: bounds.memory.min,
     };
     let mut state = PolicyState::default();
-    let mut seen = Observations::default();
+    let least = |resource| Some((resource, policy.bounds_of(resource)?.min));
+    let mut seen = Observations {
+        limits: Resource::IO.into_iter().filter_map(least).collect(),
+        ..Observations::default()
+    };
     let (mut now_ms, mut by_hand) = (1_000u64, BTreeMap::new());
     let mut story = Story {
         wishes: Vec::new(),
@@ -176,27 +235,16 @@ fn tell(policy: &Policy, moments: &[Moment]) -> Story {
     };
     for moment in moments {
         now_ms += moment.passed_ms;
-        for (metric, value) in METRICS.iter().zip(&moment.values) {
-            if let Some(value) = value {
-                let scale = if *metric == Metric::MemoryAvailable {
-                    4e6
-                } else {
-                    1.0
-                };
-                let sample = Sample {
-                    value: value * scale,
-                    at_ms: now_ms,
-                };
-                seen.samples.insert(metric.clone(), sample);
-            }
-        }
-        seen.memory_short = moment.memory_short.then_some(MemoryShort::OomKill);
-        (seen.cpus_busy, seen.memory_busy) = (moment.busy, moment.busy);
+        take_in(&mut seen, moment, now_ms);
         if moment.by_hand {
             size.cpus = bounds.cpus.max;
             let max = u64::from(size.cpus.milli());
             state.resized_by_hand(policy, Axis::Cpus, max, now_ms);
-            by_hand.insert(Axis::Cpus, now_ms);
+            by_hand.insert(Resource::Cpus, now_ms);
+            let max = policy.bounds_of(Resource::NetBytes).unwrap().max;
+            seen.limits.insert(Resource::NetBytes, max);
+            state.resized_by_hand(policy, Resource::NetBytes, max, now_ms);
+            by_hand.insert(Resource::NetBytes, now_ms);
         }
         let (next, decision) = decide(policy, &state, &seen, &size, now_ms);
         state = next;
@@ -204,22 +252,9 @@ fn tell(policy: &Policy, moments: &[Moment]) -> Story {
             seen: seen.clone(),
             now_ms,
         });
-        let wishes = [
-            decision.cpus.as_ref().map(|w| {
-                (
-                    Axis::Cpus,
-                    u64::from(w.target.milli()),
-                    w.direction,
-                    w.causes.clone(),
-                )
-            }),
-            decision
-                .memory
-                .as_ref()
-                .map(|w| (Axis::Memory, w.target.get(), w.direction, w.causes.clone())),
-        ];
-        for (axis, target, direction, causes) in wishes.into_iter().flatten() {
-            let present = size.of(axis);
+        for (axis, wish) in wishes(&decision) {
+            let (target, direction, causes) = (wish.target, wish.direction, wish.causes);
+            let present = seen.present(&size, axis).unwrap();
             let reached = match moment.ending {
                 Ending::Reached => target,
                 Ending::Half => (target + present) / 2,
@@ -233,8 +268,11 @@ fn tell(policy: &Policy, moments: &[Moment]) -> Story {
                 }
             }
             match axis {
-                Axis::Cpus => size.cpus = Cpus(u32::try_from(reached).unwrap()),
-                Axis::Memory => size.memory = Bytes(reached),
+                Resource::Cpus => size.cpus = Cpus(u32::try_from(reached).unwrap()),
+                Resource::Memory => size.memory = Bytes(reached),
+                limit => {
+                    seen.limits.insert(limit, reached);
+                }
             }
             story.wishes.push(Wished {
                 axis,
@@ -267,7 +305,7 @@ proptest! {
         policy in any_policy(), moments in prop::collection::vec(any_moment(), 1..150),
     ) {
         for wish in tell(&policy, &moments).wishes {
-            prop_assert!(policy.bounds.of(wish.axis).contains(wish.target));
+            prop_assert!(policy.bounds_of(wish.axis).unwrap().contains(wish.target));
             let grows = wish.target > wish.present;
             prop_assert!(wish.target != wish.present);
             prop_assert_eq!(grows, wish.direction == Direction::Grow);
@@ -320,7 +358,7 @@ proptest! {
         policy in any_policy(), moments in prop::collection::vec(any_moment(), 1..250),
     ) {
         let wishes = tell(&policy, &moments).wishes;
-        for axis in Axis::ALL {
+        for axis in Resource::ALL {
             let mut last: Option<(Direction, Option<u64>)> = None;
             let mut reversals: Vec<u64> = Vec::new();
             for wish in wishes.iter().filter(|wish| wish.axis == axis && wish.committed) {
@@ -351,17 +389,13 @@ proptest! {
     ) {
         let story = tell(&policy, &moments);
         for (look, decision) in story.looks.iter().zip(&story.decisions) {
-            let wishes = [
-                (Axis::Cpus, decision.cpus.as_ref().map(|wish| wish.direction)),
-                (Axis::Memory, decision.memory.as_ref().map(|wish| wish.direction)),
-            ];
-            for (axis, direction) in wishes {
+            for (axis, wish) in wishes(decision) {
                 let fired_up = decision.thresholds.iter().zip(&policy.rules).any(|(status, rule)| {
-                    rule.axis() == axis
+                    rule.resource() == axis
                         && rule.to_string().contains(": +")
                         && matches!(status.state.as_str(), "fired" | "held")
                 });
-                let shrinks = direction == Some(Direction::Shrink);
+                let shrinks = wish.direction == Direction::Shrink;
                 prop_assert!(!(fired_up && shrinks), "at {}: {decision:?}", look.now_ms);
             }
         }
@@ -383,6 +417,7 @@ proptest! {
             let again = decide(&policy, &restored, &look.seen, &size, look.now_ms);
             prop_assert_eq!(&live.1.cpus, &again.1.cpus);
             prop_assert_eq!(&live.1.memory, &again.1.memory);
+            prop_assert_eq!(&live.1.io, &again.1.io);
             prop_assert_eq!(&live.1.held, &again.1.held);
             for (live, again) in live.1.thresholds.iter().zip(&again.1.thresholds) {
                 prop_assert_eq!(&live.state, &again.state);
@@ -395,11 +430,27 @@ proptest! {
     }
 
     #[test]
+    fn a_limit_that_is_not_known_is_left_alone(
+        policy in any_policy(), moments in prop::collection::vec(any_moment(), 1..80),
+    ) {
+        let story = tell(&policy, &moments);
+        let mut state = PolicyState::default();
+        for look in story.looks {
+            let seen = Observations { limits: BTreeMap::new(), ..look.seen };
+            let size = Size { cpus: policy.bounds.cpus.min, memory: policy.bounds.memory.min };
+            let (next, decision) = decide(&policy, &state, &seen, &size, look.now_ms);
+            prop_assert!(decision.io.is_empty());
+            prop_assert_eq!(decision.thresholds.len(), policy.rules.len());
+            state = next;
+        }
+    }
+
+    #[test]
     fn emergencies_grow_memory_only(
         policy in any_policy(), moments in prop::collection::vec(any_moment(), 1..150),
     ) {
         for wish in tell(&policy, &moments).wishes.iter().filter(|wish| wish.emergency) {
-            prop_assert_eq!((wish.axis, wish.direction), (Axis::Memory, Direction::Grow));
+            prop_assert_eq!((wish.axis, wish.direction), (Resource::Memory, Direction::Grow));
         }
     }
 }

@@ -692,3 +692,54 @@ fn every_rule_says_how_it_stands() {
     assert_eq!(decision.thresholds[2].last_value, None);
     assert_eq!(decision.thresholds[0].rule, UP);
 }
+
+#[test]
+fn a_rule_says_how_far_its_window_is_and_what_holds_it() {
+    let mut bench = Bench::new(&["cpu > 75% 3 of 5: +1 cpu, cooldown 10s"]);
+    bench.second(&Metric::Cpu, 90.0);
+    bench.second(&Metric::Cpu, 10.0);
+    let decision = bench.second(&Metric::Cpu, 90.0);
+    let status = &decision.thresholds[0];
+    let window = status.window.unwrap();
+    assert_eq!((window.breaching, window.need, window.of), (2, 3, 5));
+    assert_eq!(window.period_ms, 1000);
+    assert_eq!((status.cooldown_remaining_ms, &status.held), (None, &None));
+
+    let decision = bench.second(&Metric::Cpu, 90.0);
+    bench.commit(&decision);
+    for _ in 0..3 {
+        bench.second(&Metric::Cpu, 90.0);
+    }
+    let decision = bench.second(&Metric::Cpu, 90.0);
+    let status = &decision.thresholds[0];
+    assert_eq!(status.cooldown_remaining_ms, Some(6000));
+    let held = status.held.as_ref().unwrap();
+    assert_eq!(held.reason, "cooldown");
+    assert_eq!(held.detail, decision.held[0].detail);
+}
+
+#[test]
+fn what_bears_on_all_rules_can_be_asked_for() {
+    let mut bench = Bench::new(&[UP, DOWN]);
+    let scaling = |bench: &Bench| bench.state.scaling(&bench.policy, bench.now_ms);
+    assert_eq!(scaling(&bench).cpus.reversals, 0);
+    for value in [90.0, 0.0, 90.0] {
+        while {
+            let decision = bench.second(&Metric::Cpu, value);
+            bench.commit(&decision);
+            decision.cpus.is_none()
+        } {}
+    }
+    assert_eq!(scaling(&bench).cpus.reversals, 2);
+    assert_eq!(scaling(&bench).memory.reversals, 0);
+    bench
+        .state
+        .resized_by_hand(&bench.policy, Axis::Memory, Bytes::GIB, bench.now_ms);
+    bench.now_ms += 100_000;
+    let seen = scaling(&bench);
+    assert_eq!(seen.memory.manual_hold_remaining_ms, 200_000);
+    assert_eq!(seen.cpus.manual_hold_remaining_ms, 0);
+    assert_eq!(seen.reversals_per_hour, bench.policy.reversals_per_hour);
+    bench.now_ms += 3_600_000;
+    assert_eq!(scaling(&bench).cpus.reversals, 0);
+}

@@ -6,7 +6,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use concertina_api::policy::{Axis, Direction, Policy, Rule};
+use concertina_api::instance::{AxisScaling, ScalingStatus};
+use concertina_api::policy::{Direction, Policy, Resource, Rule};
 use serde::{Deserialize, Serialize};
 
 use super::window::{RuleState, STALE_PERIODS};
@@ -24,6 +25,9 @@ pub struct PolicyState {
     rules: BTreeMap<String, RuleState>,
     cpus: AxisState,
     memory: AxisState,
+    /// Limits on I/O that have bounds.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    io: BTreeMap<Resource, AxisState>,
 }
 
 /// What is remembered of one axis.
@@ -57,18 +61,30 @@ impl PolicyState {
         self.rules.entry(text.to_owned()).or_default()
     }
 
-    pub(super) fn axis(&self, axis: Axis) -> &AxisState {
+    fn axis(&self, axis: Resource) -> Option<&AxisState> {
         match axis {
-            Axis::Cpus => &self.cpus,
-            Axis::Memory => &self.memory,
+            Resource::Cpus => Some(&self.cpus),
+            Resource::Memory => Some(&self.memory),
+            limit => self.io.get(&limit),
         }
     }
 
-    pub(super) fn axis_mut(&mut self, axis: Axis) -> &mut AxisState {
+    pub(super) fn axis_mut(&mut self, axis: Resource) -> &mut AxisState {
         match axis {
-            Axis::Cpus => &mut self.cpus,
-            Axis::Memory => &mut self.memory,
+            Resource::Cpus => &mut self.cpus,
+            Resource::Memory => &mut self.memory,
+            limit => self.io.entry(limit).or_default(),
         }
+    }
+
+    /// When the size of an axis last changed.
+    pub(super) fn changed_at_ms(&self, axis: Resource) -> Option<u64> {
+        self.axis(axis)?.changed_at_ms
+    }
+
+    /// The largest size wanted of an axis within the shrink window, and when.
+    pub(super) fn largest_wanted(&self, axis: Resource) -> Option<(u64, u64)> {
+        self.axis(axis)?.wanted.front().copied()
     }
 
     /// A resize that a decision asked for has changed the size of an axis, wholly or in part, in
@@ -76,11 +92,12 @@ impl PolicyState {
     pub fn committed(
         &mut self,
         policy: &Policy,
-        axis: Axis,
+        axis: impl Into<Resource>,
         direction: Direction,
         causes: &[String],
         now_ms: u64,
     ) {
+        let axis = axis.into();
         for cause in causes {
             // Also of a rule that was not looked at yet: an agent before this one has done it.
             let rule = self.rule_mut(cause);
@@ -102,17 +119,28 @@ impl PolicyState {
 
     /// A resize that a decision asked for has ended without any change of size: the next try in this
     /// direction waits, longer each time.
-    pub fn not_reached(&mut self, axis: Axis, direction: Direction, now_ms: u64) {
-        let back_off = self.axis_mut(axis).back_off.entry(direction).or_default();
+    pub fn not_reached(&mut self, axis: impl Into<Resource>, direction: Direction, now_ms: u64) {
+        let back_off = self
+            .axis_mut(axis.into())
+            .back_off
+            .entry(direction)
+            .or_default();
         let doublings = back_off.failures.min(16);
         back_off.failures = back_off.failures.saturating_add(1);
         let wait = (FIRST_BACK_OFF_MS << doublings).min(LAST_BACK_OFF_MS);
         back_off.until_ms = now_ms.saturating_add(wait);
     }
 
-    /// Somebody resized an axis by hand to `size` (thousandths of a CPU, or bytes): the rules of the
-    /// axis pause, and begin from this size.
-    pub fn resized_by_hand(&mut self, policy: &Policy, axis: Axis, size: u64, now_ms: u64) {
+    /// Somebody resized an axis by hand to `size` (in its smallest unit): the rules of the axis pause,
+    /// and begin from this size.
+    pub fn resized_by_hand(
+        &mut self,
+        policy: &Policy,
+        axis: impl Into<Resource>,
+        size: u64,
+        now_ms: u64,
+    ) {
+        let axis = axis.into();
         self.restart_windows(policy, axis, now_ms);
         let state = self.axis_mut(axis);
         state.changed_at_ms = Some(now_ms);
@@ -123,11 +151,32 @@ impl PolicyState {
         state.wanted.push_back((now_ms, size));
     }
 
-    fn restart_windows(&mut self, policy: &Policy, axis: Axis, now_ms: u64) {
-        for rule in policy.rules.iter().filter(|rule| rule.axis() == axis) {
+    fn restart_windows(&mut self, policy: &Policy, axis: Resource, now_ms: u64) {
+        let of_axis = |rule: &&Rule| rule.resource() == axis;
+        for rule in policy.rules.iter().filter(of_axis) {
             if let Some(state) = self.rules.get_mut(&rule.to_string()) {
                 state.restart(now_ms);
             }
+        }
+    }
+
+    /// What bears on all rules, for who looks at the instance.
+    pub fn scaling(&self, policy: &Policy, now_ms: u64) -> ScalingStatus {
+        let axis = |axis: &AxisState| AxisScaling {
+            manual_hold_remaining_ms: axis.manual_left_ms(policy, now_ms),
+            reversals: axis.recent_reversals(now_ms),
+        };
+        ScalingStatus {
+            mode: policy.mode,
+            shrink_window_ms: policy.shrink_window_ms,
+            reversals_per_hour: policy.reversals_per_hour,
+            cpus: axis(&self.cpus),
+            memory: axis(&self.memory),
+            io: self
+                .io
+                .iter()
+                .map(|(limit, state)| (*limit, axis(state)))
+                .collect(),
         }
     }
 
@@ -180,11 +229,6 @@ impl AxisState {
         self.wanted.push_back((now_ms, size));
     }
 
-    /// The largest size wanted within the shrink window, and when.
-    pub(super) fn largest_wanted(&self) -> Option<(u64, u64)> {
-        self.wanted.front().copied()
-    }
-
     /// Milliseconds for which a resize by hand still pauses the axis.
     pub(super) fn manual_left_ms(&self, policy: &Policy, now_ms: u64) -> u64 {
         self.manual_at_ms.map_or(0, |at| {
@@ -206,6 +250,11 @@ impl AxisState {
         self.forget_old_reversals(now_ms);
         let own = usize::from(self.last_direction == Some(Direction::Grow));
         self.reversals_ms.len() + own < policy.reversals_per_hour as usize
+    }
+
+    fn recent_reversals(&self, now_ms: u64) -> u32 {
+        let recent = |at: &&u64| now_ms.saturating_sub(**at) < HOUR_MS;
+        u32::try_from(self.reversals_ms.iter().filter(recent).count()).unwrap_or(u32::MAX)
     }
 
     fn forget_old_reversals(&mut self, now_ms: u64) {

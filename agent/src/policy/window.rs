@@ -55,6 +55,8 @@ pub struct Reading {
     pub latest_known: bool,
     /// The last datapoint breaches. Never true when it is unknown.
     pub breaching: bool,
+    /// How many datapoints of the window breach.
+    pub breaches: u32,
     /// M of N breach, or did when the data went missing.
     pub fired: bool,
     /// M of N breach on the evidence at hand: the rule may act.
@@ -170,6 +172,7 @@ impl RuleState {
             known_now,
             latest_known: latest.is_some(),
             breaching: false,
+            breaches: 0,
             fired: false,
             acts: false,
             mean: None,
@@ -187,6 +190,7 @@ impl RuleState {
                     Missing::Hold | Missing::Ignore => 0,
                 };
                 let breaching = known.filter(|value| breaches(value)).count() + assumed;
+                reading.breaches = u32::try_from(breaching).unwrap_or(u32::MAX);
                 reading.acts = breaching >= window.need as usize;
                 let whole = known_count + assumed >= window.of as usize;
                 self.fired = reading.acts || (self.fired && !whole);

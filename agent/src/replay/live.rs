@@ -58,6 +58,7 @@ impl Live {
             memory_short: seen.memory_short.then_some(MemoryShort::AllocStall),
             cpus_busy: seen.cpus_busy,
             memory_busy: seen.memory_moves == Some(Direction::Grow),
+            ..Observations::default()
         }
     }
 }

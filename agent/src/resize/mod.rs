@@ -3,7 +3,7 @@
 //! ```text
 //! order ─► bounds, capacity ─► act (cpu axis ∥ memory axis) ─► read back ─► event, commit
 //! ```
-//! Each axis is changed by one at a time; the two axes do not wait for each other. An order for growth
+//! Each axis is changed by one at a time; the axes do not wait for each other. An order for growth
 //! makes a shrink that is under way stop at its next step, and a newer order by hand makes any change
 //! stop: the newer target wins, and the older one is told so. Success means that the
 //! device, the guest and the host agree; the report says what was reached, never what was sent.
@@ -15,6 +15,7 @@ pub mod guest;
 pub mod hooks;
 pub mod io;
 pub mod memory;
+mod order;
 pub mod report;
 #[cfg(test)]
 mod tests;
@@ -27,19 +28,20 @@ use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use concertina_api::disk::DiskRate;
 use concertina_api::event::EventKind;
 use concertina_api::instance::InstanceSize;
-use concertina_api::net::NetRateChange;
 use concertina_api::policy::step::MEMORY_STEP;
-use concertina_api::policy::{Axis, PolicyBounds};
+use concertina_api::policy::{Axis, IoBounds, PolicyBounds, Resource};
 use concertina_api::vm::{Outcome, ResizeReport, VmDescription};
 use concertina_api::{Bounds, Bytes, Cpus};
 
 use self::books::Books;
 use self::cpu::CpuAxis;
 pub use self::hooks::GuestHooks;
+use self::io::{IoRates, IoReports, IoWish};
 use self::memory::{Claim, MemoryAxis, Pace};
+use self::order::Run;
+pub use self::order::{Cause, Commit, Order};
 use self::report::{Axes, AxisReport, Timeline, combine};
 use self::timed::Acting;
 use self::turn::Turns;
@@ -58,180 +60,6 @@ use crate::vmm::VmmClient;
 /// How long a guest may take to give back vCPUs that it has not needed for a while.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Who wants another size.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Cause {
-    /// A person, or a program on a person's behalf.
-    Manual,
-    /// Rules of the policy, by their text.
-    Rules(Vec<String>),
-    /// The host, for want of room for others: why.
-    Host(String),
-}
-
-impl Cause {
-    /// The word in events and in the journal.
-    pub fn text(&self) -> String {
-        match self {
-            Self::Manual => MANUAL.into(),
-            Self::Rules(rules) => rules.join("; "),
-            Self::Host(why) => format!("{HOST}{why}"),
-        }
-    }
-
-    /// Reads such a word.
-    pub fn from_text(text: &str) -> Self {
-        match text.strip_prefix(HOST) {
-            Some(why) => Self::Host(why.to_owned()),
-            None if text == MANUAL => Self::Manual,
-            None => Self::Rules(text.split("; ").map(str::to_owned).collect()),
-        }
-    }
-}
-
-/// How the word of what the host wants begins.
-const HOST: &str = "host: ";
-
-/// What a person's wish is called in events and in the journal.
-pub const MANUAL: &str = "manual";
-
-/// A wish for another size.
-#[derive(Debug, Clone)]
-pub struct Order {
-    /// CPUs; absent: as they are.
-    pub cpus: Option<Cpus>,
-    /// Memory; absent: as it is.
-    pub memory: Option<Bytes>,
-    /// Limit of disks; absent: as it is.
-    pub disk_rate: Option<DiskRate>,
-    /// Limit of network interfaces; absent: as it is.
-    pub net_rate: Option<NetRateChange>,
-    /// Deadline of the whole.
-    pub timeout: Duration,
-    /// Who wants it.
-    pub cause: Cause,
-    /// What else the event shall say.
-    pub note: Option<String>,
-    /// Version of the policy that wants it; of a person's wish: the one in force.
-    pub policy_version: u64,
-    /// What the rules saw, by metric.
-    pub samples: BTreeMap<String, f64>,
-    /// When the rules looked; absent: it was not they who want it.
-    pub sampled: Option<Instant>,
-    /// The idempotency key of the request.
-    pub key: Option<String>,
-    /// The intent that it brings to its end, which an earlier agent has written down.
-    pub resumes: Option<IntentId>,
-}
-
-impl Order {
-    /// A wish of a person.
-    pub fn manual(cpus: Option<Cpus>, memory: Option<Bytes>, timeout: Duration) -> Self {
-        Self {
-            cpus,
-            memory,
-            disk_rate: None,
-            net_rate: None,
-            timeout,
-            cause: Cause::Manual,
-            note: None,
-            policy_version: 0,
-            samples: BTreeMap::new(),
-            sampled: None,
-            key: None,
-            resumes: None,
-        }
-    }
-
-    /// A wish for one axis, in thousandths of a CPU or bytes.
-    pub fn of_axis(axis: Axis, target: u64, timeout: Duration, cause: Cause) -> Self {
-        let (cpus, memory) = match axis {
-            Axis::Cpus => (Some(Cpus(u32::try_from(target).unwrap_or(u32::MAX))), None),
-            Axis::Memory => (None, Some(Bytes(target))),
-        };
-        Self {
-            cause,
-            ..Self::manual(cpus, memory, timeout)
-        }
-    }
-
-    /// Wanted by this version of the policy.
-    pub fn by_policy(mut self, version: u64) -> Self {
-        self.policy_version = version;
-        self
-    }
-
-    /// By a request with this idempotency key.
-    pub fn with_key(mut self, key: Option<String>) -> Self {
-        self.key = key;
-        self
-    }
-
-    /// And this limit of disks.
-    pub fn with_disk_rate(mut self, rate: Option<DiskRate>) -> Self {
-        self.disk_rate = rate;
-        self
-    }
-
-    /// And this limit of network interfaces.
-    pub fn with_net_rate(mut self, rate: Option<NetRateChange>) -> Self {
-        self.net_rate = rate;
-        self
-    }
-
-    /// A person wants it.
-    pub fn is_manual(&self) -> bool {
-        self.cause == Cause::Manual
-    }
-}
-
-/// An order that is being carried out.
-struct Run<'a> {
-    order: &'a Order,
-    /// Its place among all orders of the instance.
-    turn: u64,
-    /// What the books gave: the intents, and the sizes that growth was promised.
-    intents: Mutex<Vec<(Axis, IntentId, Option<u64>)>>,
-}
-
-impl Run<'_> {
-    fn numbers(&self) -> Vec<u64> {
-        let intents = lock(&self.intents);
-        intents.iter().map(|(_, intent, _)| intent.0).collect()
-    }
-
-    fn reserved(&self) -> Option<InstanceSize> {
-        let intents = lock(&self.intents);
-        let of = |wanted: Axis| {
-            let mut found = intents.iter().filter(|(axis, ..)| *axis == wanted);
-            found.find_map(|(_, _, reserved)| *reserved)
-        };
-        let size = InstanceSize {
-            cpus: of(Axis::Cpus).map(|milli| Cpus(u32::try_from(milli).unwrap_or(u32::MAX))),
-            memory: of(Axis::Memory).map(Bytes),
-            ..InstanceSize::default()
-        };
-        (size != InstanceSize::default()).then_some(size)
-    }
-}
-
-/// A change that has ended, for whoever decides.
-#[derive(Debug, Clone)]
-pub struct Commit {
-    /// What was changed.
-    pub axis: Axis,
-    /// Who wanted it.
-    pub cause: Cause,
-    /// Size before, in thousandths of a CPU or bytes.
-    pub before: u64,
-    /// Size asked for.
-    pub asked: u64,
-    /// Size after.
-    pub after: u64,
-    /// The intent that it was, where there is a journal.
-    pub intent: Option<IntentId>,
-}
-
 /// Changes the size of one instance.
 #[derive(Debug)]
 pub struct Resizer {
@@ -247,6 +75,11 @@ pub struct Resizer {
     hooks: Option<Arc<dyn GuestHooks>>,
     cpu: Mutex<CpuAxis>,
     memory: Mutex<MemoryAxis>,
+    io_bounds: Mutex<IoBounds>,
+    /// Limits on I/O are changed by one at a time.
+    io: Mutex<()>,
+    /// Limits on I/O, as the last change left them.
+    rates: Mutex<IoRates>,
     /// Orders that want the memory axis more than a shrink does.
     memory_claims: AtomicU32,
     /// Sizes in force, readable while an axis is being changed.
@@ -289,6 +122,9 @@ impl Resizer {
             cpu: Mutex::new(CpuAxis::new(vmm.clone(), first.cpus)),
             memory: Mutex::new(MemoryAxis::new(vmm.clone(), group, bounds.memory)),
             vmm,
+            io_bounds: Mutex::default(),
+            io: Mutex::new(()),
+            rates: Mutex::new(IoRates::default()),
             memory_claims: AtomicU32::new(0),
             size: Mutex::new(first),
             target: Mutex::new(first),
@@ -310,6 +146,15 @@ impl Resizer {
         Self { measures, ..self }
     }
 
+    /// Limits on I/O: least and most, and those that the devices start with.
+    pub fn with_io(self, bounds: IoBounds, first: IoRates) -> Self {
+        Self {
+            io_bounds: Mutex::new(bounds),
+            rates: Mutex::new(first),
+            ..self
+        }
+    }
+
     /// Each change of the size is written down there.
     pub fn with_usage(self, usage: Arc<UsageLog>) -> Self {
         Self {
@@ -318,7 +163,8 @@ impl Resizer {
         }
     }
 
-    /// A new life of the vmm begins at the lower bounds, with the ceiling that belongs to them.
+    /// A new life of the vmm begins at the lower bounds, with the ceiling that belongs to them. Limits
+    /// on I/O stay: the guest has no part in them.
     pub fn begin_life(&self) -> Result<(), CgroupError> {
         let first = self.first;
         lock(&self.cpu).restart(first.cpus);
@@ -345,6 +191,7 @@ impl Resizer {
         };
         *lock(&self.target) = self.size();
         *lock(&self.held) = memory.held();
+        *lock(&self.rates) = IoRates::seen(seen);
     }
 
     /// Takes over a vmm that does not answer: its size is what was last known.
@@ -353,9 +200,10 @@ impl Resizer {
         *lock(&self.target) = size;
     }
 
-    /// Other bounds, within those that the VM was built for, and another time to hold.
-    pub fn set_policy(&self, bounds: PolicyBounds, hold: Duration) {
+    /// Other bounds, those of sizes within what the VM was built for, and another time to hold.
+    pub fn set_policy(&self, bounds: PolicyBounds, io: IoBounds, hold: Duration) {
         *lock(&self.bounds) = bounds;
+        *lock(&self.io_bounds) = io;
         *lock(&self.hold) = hold;
         lock(&self.memory).set_bounds(bounds.memory);
     }
@@ -372,6 +220,10 @@ impl Resizer {
 
     fn bounds(&self) -> PolicyBounds {
         *lock(&self.bounds)
+    }
+
+    fn io_bounds(&self) -> IoBounds {
+        *lock(&self.io_bounds)
     }
 
     fn hold(&self) -> Duration {
@@ -402,12 +254,26 @@ impl Resizer {
         }
     }
 
-    /// Whether a change of this axis is under way.
-    pub fn is_busy(&self, axis: Axis) -> bool {
-        match axis {
-            Axis::Cpus => matches!(self.cpu.try_lock(), Err(TryLockError::WouldBlock)),
-            Axis::Memory => matches!(self.memory.try_lock(), Err(TryLockError::WouldBlock)),
+    /// Whether a change of this axis is under way; of limits on I/O, of any.
+    pub fn is_busy(&self, axis: impl Into<Resource>) -> bool {
+        fn is_locked<T>(mutex: &Mutex<T>) -> bool {
+            matches!(mutex.try_lock(), Err(TryLockError::WouldBlock))
         }
+        match axis.into() {
+            Resource::Cpus => is_locked(&self.cpu),
+            Resource::Memory => is_locked(&self.memory),
+            _ => is_locked(&self.io),
+        }
+    }
+
+    /// The limits that devices shall have.
+    pub fn rates(&self) -> IoRates {
+        lock(&self.rates).clone()
+    }
+
+    /// Limits that have bounds, for whoever decides.
+    pub fn limits(&self) -> BTreeMap<Resource, u64> {
+        lock(&self.rates).bounded(&self.io_bounds())
     }
 
     /// The devices hold something else than the last change reached: the guest has deflated its
@@ -448,28 +314,27 @@ impl Resizer {
     /// Carries out an order and waits for its end.
     pub fn carry_out(&self, order: &Order) -> ResizeReport<InstanceSize> {
         let timeline = Timeline::begin();
-        let asked = InstanceSize {
+        let mut asked = InstanceSize {
             cpus: order.cpus,
             memory: order.memory,
             disk_rate: order.disk_rate,
             net_rate: order.net_rate,
         };
-        if let Err(reason) = self.check(order) {
-            return self.refuse(asked, reason, timeline);
-        }
+        let io_turn = order.is_about_io().then(|| lock(&self.io));
+        let wish = match self.check(order) {
+            Ok(wish) => wish,
+            Err(reason) => return self.refuse(asked, reason, timeline),
+        };
+        (asked.disk_rate, asked.net_rate) = (wish.disk, wish.net);
         let run = &Run {
             order,
             turn: self.turns.take(order),
             intents: Mutex::default(),
         };
-        let before = self.size();
+        let before = self.before(&asked);
         let resident_before = self.resident();
-        let disk = order
-            .disk_rate
-            .map(|wish| io::set_disk_rate(&self.vmm, wish, timeline.clone()));
-        let net = order
-            .net_rate
-            .map(|wish| io::set_net_rate(&self.vmm, wish, timeline.clone()));
+        let limits = self.change_rates(order, wish, &timeline);
+        drop(io_turn);
         let (cpu, memory) = thread::scope(|scope| {
             let cpu = order.cpus.map(|target| {
                 let timeline = timeline.clone();
@@ -489,16 +354,16 @@ impl Resizer {
         let cpu = cpu.map(|ended| {
             ended.unwrap_or_else(|why| {
                 let reason = format!("CPUs could not be changed: {why}");
-                AxisReport::refused(before.cpus, reason, timeline.clone())
+                AxisReport::refused(self.size().cpus, reason, timeline.clone())
             })
         });
         let axes = Axes {
             cpu,
             memory,
-            disk,
-            net,
+            disk: limits.disk,
+            net: limits.net,
         };
-        self.count(order, before, &axes);
+        self.count(order, &before, &axes);
         let report = combine(asked, axes, timeline);
         self.finish(run, before, resident_before, report)
     }
@@ -546,6 +411,30 @@ impl Resizer {
     /// When vCPUs are to be removed next.
     pub fn settle_due(&self) -> Option<Instant> {
         self.cpu.try_lock().ok()?.removal_due()
+    }
+
+    /// What there is of that which an order asks for.
+    fn before(&self, asked: &InstanceSize) -> InstanceSize {
+        let (size, rates) = (self.size(), self.rates());
+        InstanceSize {
+            cpus: asked.cpus.map(|_| size.cpus),
+            memory: asked.memory.map(|_| size.memory),
+            disk_rate: asked.disk_rate.and_then(|wish| rates.disk_before(wish)),
+            net_rate: asked.net_rate.and_then(|wish| rates.net_before(wish)),
+        }
+    }
+
+    fn change_rates(&self, order: &Order, wish: IoWish, timeline: &Timeline) -> IoReports {
+        if wish == IoWish::default() {
+            return IoReports::default();
+        }
+        let before = self.rates();
+        let mut after = before.clone();
+        let reports = io::change(&self.vmm, wish, &mut after, timeline);
+        let commits = io::commits(order, &wish, &self.io_bounds(), (&before, &after));
+        *lock(&self.rates) = after;
+        lock(&self.commits).extend(commits);
+        reports
     }
 
     fn change_cpus(&self, target: Cpus, run: &Run<'_>, timeline: Timeline) -> AxisReport<Cpus> {
@@ -668,7 +557,7 @@ impl Resizer {
     fn commit(&self, axis: Axis, order: &Order, intent: Option<IntentId>, sizes: [u64; 3]) {
         let [before, asked, after] = sizes;
         lock(&self.commits).push(Commit {
-            axis,
+            axis: axis.into(),
             cause: order.cause.clone(),
             before,
             asked,
@@ -678,7 +567,7 @@ impl Resizer {
     }
 
     /// An order outside the bounds is refused whole; nothing of it is begun.
-    fn check(&self, order: &Order) -> Result<(), String> {
+    fn check(&self, order: &Order) -> Result<IoWish, String> {
         fn inside<T: Ord + Copy + std::fmt::Display>(
             what: &str,
             asked: Option<T>,
@@ -694,7 +583,8 @@ impl Resizer {
         }
         let bounds = self.bounds();
         inside("CPU count", order.cpus, bounds.cpus)?;
-        inside("Memory", order.memory, bounds.memory)
+        inside("Memory", order.memory, bounds.memory)?;
+        IoWish::of(order, &self.io_bounds(), &self.rates())
     }
 
     fn refuse(
@@ -726,7 +616,7 @@ impl Resizer {
     fn finish(
         &self,
         run: &Run<'_>,
-        before: Size,
+        before: InstanceSize,
         resident_before: u64,
         report: ResizeReport<InstanceSize>,
     ) -> ResizeReport<InstanceSize> {
@@ -734,15 +624,10 @@ impl Resizer {
         let kind = EventKind::Resized {
             cause: order.cause.text(),
             note: order.note.clone(),
+            before,
             intents: run.numbers(),
             samples: order.samples.clone(),
             reserved: run.reserved(),
-            before: InstanceSize {
-                cpus: order.cpus.map(|_| before.cpus),
-                memory: order.memory.map(|_| before.memory),
-                disk_rate: None,
-                net_rate: None,
-            },
             report: report.clone(),
             resident_before,
             resident_after: self.resident(),

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use concertina_api::Quota;
+use concertina_api::disk::DiskRate;
 use concertina_api::event::Event;
 
 use super::capacity::HostMemory;
@@ -410,6 +411,104 @@ fn every_change_is_committed_once_with_what_was_reached() {
         (cause.as_str(), report.outcome),
         ("manual", Outcome::Applied)
     );
+}
+
+/// With two disks and a network of 100 Mbit/s, of which the disks have bounds.
+fn bench_with_devices(faults: Faults) -> Bench {
+    let mut bench = bench(faults);
+    let net = "100mbit".parse().unwrap();
+    let first = IoRates {
+        disks: vec!["10M,500iops".parse().unwrap(); 2],
+        nets: vec![concertina_api::net::NetRates { rx: net, tx: net }],
+    };
+    let bounds = IoBounds {
+        disk: "10M,500iops..100M,5000iops".parse().ok(),
+        net: None,
+    };
+    bench.resizer = bench.resizer.with_io(bounds, first);
+    bench
+}
+
+fn by_rule_on_disks(bench: &Bench, mib_per_s: u64) -> ResizeReport<InstanceSize> {
+    bench.resizer.carry_out(&Order {
+        io: Some((Resource::DiskBytes, mib_per_s << 20)),
+        cause: Cause::Rules(vec!["rule".into()]),
+        ..Order::manual(None, None, Duration::from_secs(3))
+    })
+}
+
+#[test]
+fn a_rules_limit_is_set_on_all_disks_read_back_and_committed() {
+    let bench = bench_with_devices(Faults::default());
+    let report = by_rule_on_disks(&bench, 40);
+    assert_eq!(report.outcome, Outcome::Applied, "{report:?}");
+    let rate = "40M,500iops".parse().unwrap();
+    let all = DiskRate { disk: None, rate };
+    assert_eq!(
+        (report.asked.disk_rate, report.got.disk_rate),
+        (Some(all), Some(all))
+    );
+    assert_eq!(bench.resizer.rates().disks, [rate, rate]);
+    let EventKind::Resized { before, cause, .. } = bench.last_event() else {
+        panic!("{:?}", bench.last_event());
+    };
+    let first = "10M,500iops".parse().unwrap();
+    assert_eq!(
+        (before.disk_rate.unwrap().rate, cause.as_str()),
+        (first, "rule")
+    );
+    let commits = bench.resizer.take_commits();
+    let [commit] = commits.as_slice() else {
+        panic!("{commits:?}");
+    };
+    let sizes = (commit.before >> 20, commit.asked >> 20, commit.after >> 20);
+    assert_eq!((commit.axis, sizes), (Resource::DiskBytes, (10, 40, 40)));
+}
+
+#[test]
+fn a_limit_by_hand_is_committed_for_all_that_has_bounds_and_for_nothing_else() {
+    let bench = bench_with_devices(Faults::default());
+    let by_hand = |disk: Option<&str>, net: Option<&str>| {
+        let order = Order::manual(None, None, Duration::from_secs(3))
+            .with_disk_rate(disk.map(|text| text.parse().unwrap()))
+            .with_net_rate(net.map(|text| text.parse().unwrap()));
+        bench.resizer.carry_out(&order)
+    };
+    assert_eq!(
+        by_hand(Some("50M"), Some("rx=5M")).outcome,
+        Outcome::Applied
+    );
+    let commits = bench.resizer.take_commits();
+    let axes: Vec<Resource> = commits.iter().map(|commit| commit.axis).collect();
+    assert_eq!(axes, [Resource::DiskBytes, Resource::DiskOps]);
+    assert!(commits.iter().all(|commit| commit.cause == Cause::Manual));
+    assert_eq!(
+        bench.resizer.rates().disks[1],
+        "50M,500iops".parse().unwrap()
+    );
+    assert_eq!(bench.resizer.rates().nets[0].rx, "5M".parse().unwrap());
+    // Outside the bounds nothing is begun, of the other parts neither.
+    bench.vmm.vm.lock().unwrap().wishes.clear();
+    for outside in ["5M", "max", "0=50M"] {
+        let report = by_hand(Some(outside), Some("7M"));
+        assert_eq!(report.outcome, Outcome::Refused, "{report:?}");
+    }
+    assert!(bench.vmm.vm.lock().unwrap().wishes.is_empty());
+    assert!(bench.resizer.take_commits().is_empty());
+}
+
+#[test]
+fn a_limit_that_the_vmm_does_not_confirm_stays_what_it_was() {
+    let bench = bench_with_devices(Faults {
+        malformed: true,
+        ..Faults::default()
+    });
+    let before = bench.resizer.rates();
+    let report = by_rule_on_disks(&bench, 40);
+    assert_eq!(report.outcome, Outcome::TimedOut, "{report:?}");
+    assert_eq!(bench.resizer.rates(), before);
+    let commits = bench.resizer.take_commits();
+    assert_eq!((commits.len(), commits[0].after), (1, commits[0].before));
 }
 
 #[test]

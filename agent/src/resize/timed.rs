@@ -2,14 +2,15 @@
 
 use std::time::{Duration, Instant};
 
+use concertina_api::instance::InstanceSize;
 use concertina_api::policy::Axis;
+use concertina_api::{Bytes, Cpus};
 
 use super::books::{Done, Step};
 use super::report::{Axes, AxisReport, Timeline};
 use super::{Order, Resizer, Run, lock};
 use crate::journal::IntentId;
 use crate::measure::{Measures, Phase, Way};
-use crate::policy::Size;
 
 /// Steps of a timeline at which devices and cgroups got their targets; what follows is read back.
 const ACT_STEPS: [&str; 5] = [
@@ -115,21 +116,20 @@ impl Resizer {
     }
 
     /// Counts how the axes of an order have ended.
-    pub(super) fn count(&self, order: &Order, before: Size, axes: &Axes) {
-        let count = |axis, target: Option<u64>, outcome| {
-            if let (Some(target), Some(outcome)) = (target, outcome) {
-                let way = Way::between(axis, before.of(axis), target);
+    pub(super) fn count(&self, order: &Order, before: &InstanceSize, axes: &Axes) {
+        let count = |axis, sizes: Option<(u64, u64)>, outcome| {
+            if let (Some((before, target)), Some(outcome)) = (sizes, outcome) {
+                let way = Way::between(axis, before, target);
                 self.measures.resized(way, &order.cause, outcome);
             }
         };
-        let cpus = order.cpus.map(|cpus| u64::from(cpus.milli()));
+        let milli = |cpus: Cpus| u64::from(cpus.milli());
+        let cpus = before.cpus.map(milli).zip(order.cpus.map(milli));
         count(Axis::Cpus, cpus, axes.cpu.as_ref().map(|cpu| cpu.outcome));
-        let memory = order.memory.map(|memory| memory.get());
-        count(
-            Axis::Memory,
-            memory,
-            axes.memory.as_ref().map(|memory| memory.outcome),
-        );
+        let bytes = |memory: Bytes| memory.get();
+        let memory = before.memory.map(bytes).zip(order.memory.map(bytes));
+        let outcome = axes.memory.as_ref().map(|memory| memory.outcome);
+        count(Axis::Memory, memory, outcome);
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use concertina_api::Cpus;
 use concertina_api::policy::Metric;
-use concertina_api::vm::BalloonStatistics;
+use concertina_api::vm::{BalloonStatistics, cgroup};
 
 use super::counters::{CounterFile, Total};
 use super::kvm::KvmStatistics;
@@ -75,7 +75,7 @@ impl Sampler {
                     wait_ns: Total::default(),
                 })
                 .collect(),
-            cpu_stat: CounterFile::new(&group.join("vcpu/cpu.stat")),
+            cpu_stat: CounterFile::new(&group.join(cgroup::VCPU).join("cpu.stat")),
             throttled_us: Total::default(),
             kvm: None,
             pressures: PRESSURES
@@ -254,7 +254,7 @@ impl Sampler {
 /// A share in percent, at most all of it: the counters are read one after the other, and a quota may
 /// be overrun for a moment and made up for in the next. Not a number, which reads as unknown, where
 /// there is nothing to share.
-fn percent(part: f64, whole: f64) -> f64 {
+pub(super) fn percent(part: f64, whole: f64) -> f64 {
     if whole > 0.0 {
         (part / whole * 100.0).min(100.0)
     } else {

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use concertina_api::disk::DiskStatus;
+use concertina_api::net::NetStatus;
 use concertina_api::vm::{BalloonStatistics, ResizeReport, VmDescription, VmResize};
 use concertina_http::client::{self, Kept};
 use concertina_http::{HttpError, Method};
@@ -54,6 +55,11 @@ impl VmmClient {
     /// Its disks as they are.
     pub fn disks(&self) -> Result<Vec<DiskStatus>, HttpError> {
         self.get("/v1/vm/disks")
+    }
+
+    /// Its network interfaces as they are.
+    pub fn nets(&self) -> Result<Vec<NetStatus>, HttpError> {
+        client::get_json(&self.socket, "/v1/vm/nets", self.answer_timeout)
     }
 
     /// What the guest's balloon driver says of its memory.

@@ -160,7 +160,7 @@ impl VmmProcess {
                 Bond::DiesWithUs => die_with(parent)?,
                 Bond::OutlivesUs => own_session()?,
             }
-            enter_group(&procs)?;
+            enter(&procs)?;
             numbers.iter().try_for_each(|fd| inherit(*fd))
         };
         // SAFETY: between fork and exec only system calls are made that are async-signal-safe, and
@@ -307,8 +307,8 @@ fn die_with(parent: libc::pid_t) -> io::Result<()> {
     Ok(())
 }
 
-/// In the child before exec: enter the group.
-fn enter_group(procs: &File) -> io::Result<()> {
+/// In a child before exec: enters the group whose `cgroup.procs` is given.
+pub(crate) fn enter(procs: &File) -> io::Result<()> {
     let zero = b"0";
     // SAFETY: the buffer is valid for its length, and `procs` keeps the descriptor open.
     if unsafe { libc::write(procs.as_raw_fd(), zero.as_ptr().cast(), zero.len()) } < 0 {

@@ -7,13 +7,13 @@
 use std::collections::BTreeSet;
 
 use super::rule::{REVERSALS, REVERSALS_ALLOWED, WEIGHTS, level_text, time_text};
-use super::step::{MEMORY_STEP, size_text};
+use super::step::MEMORY_STEP;
 use super::{
-    Action, Amount, Axis, Comparison, MAX_DATAPOINTS, MAX_PERIOD_MS, MAX_WAIT_MS, MAX_WEIGHT,
-    MIN_PERIOD_MS, Metric, MetricUnit, Missing, POLICY_VERSION, Policy, PolicyError, Rule, Sources,
-    Window, oscillation,
+    Action, Amount, Comparison, Device, MAX_DATAPOINTS, MAX_PERIOD_MS, MAX_WAIT_MS, MAX_WEIGHT,
+    MIN_PERIOD_MS, Metric, MetricUnit, Missing, POLICY_VERSION, Policy, PolicyError, Resource,
+    Rule, Sources, Window, oscillation,
 };
-use crate::units::Cpus;
+use crate::units::{Bounds, Cpus};
 
 /// Most rules of one policy.
 pub const MAX_RULES: usize = 64;
@@ -64,7 +64,7 @@ impl Policy {
             return Err(PolicyError::Bounds(format!(
                 "Lower bound of memory {} is too small: the least is {}",
                 memory.min,
-                size_text(Axis::Memory, MEMORY_STEP)
+                Resource::Memory.text(MEMORY_STEP)
             )));
         }
         Ok(())
@@ -203,25 +203,16 @@ impl Policy {
     }
 
     fn check_action(&self, rule: &Rule) -> Result<(), PolicyError> {
-        let axis = rule.axis();
-        let bounds = self.bounds.of(axis);
-        if bounds.min == bounds.max {
-            return Err(PolicyError::NeverApplies {
-                rule: rule.to_string(),
-                why: format!(
-                    "{} is fixed at {}; give bounds like MIN..MAX",
-                    axis.as_str(),
-                    size_text(axis, bounds.min)
-                ),
-            });
-        }
+        self.check_bounded(rule)?;
         let threshold = match rule {
             Rule::Threshold(threshold) => threshold,
-            Rule::Target(target) if matches!(target.metric, Metric::Cpu | Metric::Memory) => {
-                return Ok(());
-            }
+            Rule::Target(target) if target.metric == rule.resource().share() => return Ok(()),
             Rule::Target(target) => {
-                let allowed = "target tracking keeps a share of the size: cpu or memory".into();
+                let shares = Resource::ALL.map(|resource| resource.share().to_string());
+                let allowed = format!(
+                    "target tracking keeps a share of the size: one of {}",
+                    shares.join(", ")
+                );
                 return Err(bad_rule(rule, "metric", target.metric.to_string(), allowed));
             }
         };
@@ -229,6 +220,7 @@ impl Policy {
             Action::Add(amount) | Action::Remove(amount) => amount,
             Action::SetCpus(cpus) => return self.check_named(rule, u64::from(cpus.milli())),
             Action::SetMemory(bytes) => return self.check_named(rule, bytes.get()),
+            Action::SetIo { size, .. } => return self.check_named(rule, size),
         };
         let growing = matches!(threshold.action, Action::Add(_));
         if !growing && self.missing(rule) == Missing::Breaching {
@@ -239,14 +231,39 @@ impl Policy {
         check_sense(rule, threshold.comparison, growing)
     }
 
+    /// What a rule resizes needs bounds, and room between them.
+    fn check_bounded(&self, rule: &Rule) -> Result<Bounds<u64>, PolicyError> {
+        let resource = rule.resource();
+        let name = resource.as_str();
+        let why = match (self.bounds_of(resource), resource.device()) {
+            (Some(bounds), _) if bounds.min < bounds.max => return Ok(bounds),
+            (Some(bounds), _) => format!(
+                "{name} is fixed at {}; give bounds like MIN..MAX",
+                resource.text(bounds.min)
+            ),
+            (None, Some(Device::Net)) => format!(
+                "{name} has no bounds; give them with --net-rate, like 100mbit..1000mbit or \
+                 1000pps..50000pps, or as net under [bounds]"
+            ),
+            (None, _) => format!(
+                "{name} has no bounds; give them with --disk-rate, like 10M..100M or \
+                 500iops..5000iops, or as disk under [bounds]"
+            ),
+        };
+        Err(PolicyError::NeverApplies {
+            rule: rule.to_string(),
+            why,
+        })
+    }
+
     /// A size that is named has to be one that the instance can have.
     fn check_named(&self, rule: &Rule, size: u64) -> Result<(), PolicyError> {
-        let axis = rule.axis();
-        let bounds = self.bounds.of(axis);
+        let resource = rule.resource();
+        let bounds = self.check_bounded(rule)?;
         if !bounds.contains(size) {
-            let (min, max) = (size_text(axis, bounds.min), size_text(axis, bounds.max));
+            let (min, max) = (resource.text(bounds.min), resource.text(bounds.max));
             let allowed = format!("a size inside the bounds, {min} to {max}");
-            return Err(bad_rule(rule, "action", size_text(axis, size), allowed));
+            return Err(bad_rule(rule, "action", resource.text(size), allowed));
         }
         if self.missing(rule) == Missing::Breaching && size < bounds.max {
             let allowed = "missing data never shrinks an instance, and this size can be a smaller \
@@ -267,18 +284,20 @@ fn check_amount(rule: &Rule, amount: Amount, growing: bool) -> Result<(), Policy
         Amount::Percent { .. } => (1, if growing { 1000 } else { 100 }),
         Amount::Cpus(_) => (10, u64::from(u32::MAX)),
         Amount::Memory(_) => (MEMORY_STEP, u64::MAX),
+        Amount::Io { of, .. } => (of.unit(), u64::MAX),
     };
     let (value, text) = match amount {
         Amount::Percent { percent, .. } => (u64::from(percent), format!("{percent}%")),
         Amount::Cpus(cpus) => (u64::from(cpus.milli()), format!("{cpus} cpu")),
         Amount::Memory(bytes) => (bytes.get(), bytes.to_string()),
+        Amount::Io { of, size } => (size, of.text(size)),
     };
     if (least..=most).contains(&value) {
         return Ok(());
     }
     let allowed = match amount {
         Amount::Percent { .. } => format!("a share from {least}% to {most}%"),
-        _ => format!("a step of at least {}", size_text(amount.axis(), least)),
+        _ => format!("a step of at least {}", amount.resource().text(least)),
     };
     Err(bad_rule(rule, "action", text, allowed))
 }
@@ -286,11 +305,17 @@ fn check_amount(rule: &Rule, amount: Amount, growing: bool) -> Result<(), Policy
 /// Refuses rules that starve what is short or feed what is idle: they run to a bound by themselves.
 fn check_sense(rule: &Rule, comparison: Comparison, growing: bool) -> Result<(), PolicyError> {
     let above = comparison == Comparison::Above;
-    let busy = match (rule.metric(), rule.axis()) {
-        (Metric::Cpu | Metric::CpuPressure | Metric::Load1, Axis::Cpus) => above,
-        (Metric::Memory | Metric::MemoryPressure, Axis::Memory) => above,
-        (Metric::MemoryAvailable, Axis::Memory) => !above,
-        (Metric::Swap, Axis::Memory) => above,
+    let busy = match (rule.metric(), rule.resource()) {
+        (Metric::Cpu | Metric::CpuPressure | Metric::Load1, Resource::Cpus) => above,
+        (Metric::Memory | Metric::MemoryPressure, Resource::Memory) => above,
+        (Metric::MemoryAvailable, Resource::Memory) => !above,
+        (Metric::Swap, Resource::Memory) => above,
+        (metric, limit) if limit.device().is_some() => {
+            if *metric != limit.share() && Some(metric) != limit.throughput().as_ref() {
+                return Ok(());
+            }
+            above
+        }
         _ => return Ok(()),
     };
     if busy == growing {
@@ -303,7 +328,7 @@ fn check_sense(rule: &Rule, comparison: Comparison, growing: bool) -> Result<(),
     };
     let allowed = format!(
         "this {does} {} when it is {when}; turn the comparison or the sign around",
-        rule.axis().as_str()
+        rule.resource().as_str()
     );
     let sign = if growing { "+" } else { "-" };
     Err(bad_rule(rule, "action", sign.into(), allowed))

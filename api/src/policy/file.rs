@@ -5,6 +5,8 @@
 //! [bounds]
 //! cpus   = { min = 1, max = 4 }
 //! memory = { min = "512M", max = "4G" }
+//! disk   = { min = "10M,500iops", max = "100M,5000iops" }
+//! net    = { min = "80mbit", max = "800mbit" }
 //! [[threshold]]
 //! metric = "cpu"
 //! above  = "75%"
@@ -13,19 +15,26 @@
 //! [[target]]
 //! metric = "memory"
 //! level  = "70%"
+//! [[threshold]]
+//! metric = "net"
+//! above  = "80%"
+//! add    = { net.mbps = 50 }
 //! ```
 
 use std::fmt;
 use std::fmt::Display;
 
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 
 use super::rule::{self, Setting, time_ms};
 use super::{
-    Action, Amount, Axis, Comparison, MAX_DATAPOINTS, MAX_PERIOD_MS, MAX_WAIT_MS, MIN_PERIOD_MS,
-    Metric, MetricUnit, Missing, Policy, PolicyBounds, PolicyError, Rule, Target, Threshold,
-    Window,
+    Action, Amount, Comparison, IoBounds, MAX_DATAPOINTS, MAX_PERIOD_MS, MAX_WAIT_MS,
+    MIN_PERIOD_MS, Metric, MetricUnit, Missing, Policy, PolicyBounds, PolicyError, Resource, Rule,
+    Target, Threshold, Window,
 };
+use crate::io::IoRate;
+use crate::io::bounds::RateBounds;
 use crate::units::{Bounds, Bytes, Cpus};
 
 /// A policy in its customer's words.
@@ -51,6 +60,22 @@ pub struct PolicyFile {
 struct FileBounds {
     cpus: Option<Bounds<Cpus>>,
     memory: Option<Bounds<Bytes>>,
+    disk: Option<FileRates>,
+    net: Option<FileRates>,
+}
+
+/// Bounds of a limit, each end as on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileRates {
+    #[serde(deserialize_with = "rate")]
+    min: IoRate,
+    #[serde(deserialize_with = "rate")]
+    max: IoRate,
+}
+
+fn rate<'de, D: Deserializer<'de>>(d: D) -> Result<IoRate, D::Error> {
+    String::deserialize(d)?.parse().map_err(D::Error::custom)
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -98,21 +123,30 @@ impl Display for Level {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum AxisName {
-    #[serde(alias = "cpus")]
-    Cpu,
-    Memory,
-}
-
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct FileAmount {
     cpus: Option<Cpus>,
     memory: Option<Bytes>,
+    /// `disk.mbps = 100` is a key in a table `disk`.
+    disk: Option<FileDisk>,
+    net: Option<FileNet>,
     percent: Option<u32>,
-    of: Option<AxisName>,
+    of: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct FileDisk {
+    mbps: Option<u64>,
+    iops: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct FileNet {
+    mbps: Option<u64>,
+    pps: Option<u64>,
 }
 
 /// Where in the file something is wrong.
@@ -171,6 +205,27 @@ impl PolicyFile {
         (self.bounds.cpus, self.bounds.memory)
     }
 
+    /// The same with the bounds of limits on I/O that the command line gives. Bounds that are given in
+    /// both places have to be the same.
+    pub fn with_rates(
+        mut self,
+        disk: Option<RateBounds>,
+        net: Option<RateBounds>,
+    ) -> Result<Self, PolicyError> {
+        for (of, given, file) in [
+            ("disk", disk, &mut self.bounds.disk),
+            ("net", net, &mut self.bounds.net),
+        ] {
+            let Some(given) = given else { continue };
+            let bounds = one_of(of, Some(given), rates(of, *file)?)?;
+            *file = Some(FileRates {
+                min: bounds.min(),
+                max: bounds.max(),
+            });
+        }
+        Ok(self)
+    }
+
     /// The policy, with the bounds of the command line where they are given. Bounds that are given
     /// in both places have to be the same.
     pub fn into_policy(
@@ -183,6 +238,10 @@ impl PolicyFile {
             memory: one_of("memory", memory, self.bounds.memory)?,
         };
         let mut policy = Policy::new(bounds);
+        policy.io = IoBounds {
+            disk: rates("disk", self.bounds.disk)?,
+            net: rates("net", self.bounds.net)?,
+        };
         policy.version = self.version.unwrap_or(policy.version);
         policy.missing = self.missing.unwrap_or(policy.missing);
         let count = self.reversals_per_hour.map(|count| count.to_string());
@@ -212,11 +271,17 @@ impl PolicyFile {
     }
 }
 
-fn one_of<T: PartialEq + Display + Copy>(
+fn rates(of: &str, file: Option<FileRates>) -> Result<Option<RateBounds>, PolicyError> {
+    let bounds = file.map(|rates| RateBounds::between(rates.min, rates.max));
+    let bounds = bounds.transpose();
+    bounds.map_err(|error| PolicyError::Bounds(format!("Bounds of {of}: {error}")))
+}
+
+fn one_of<B: PartialEq + Display + Copy>(
     axis: &str,
-    given: Option<Bounds<T>>,
-    file: Option<Bounds<T>>,
-) -> Result<Bounds<T>, PolicyError> {
+    given: Option<B>,
+    file: Option<B>,
+) -> Result<B, PolicyError> {
     match (given, file) {
         (Some(given), Some(file)) if given != file => Err(PolicyError::Bounds(format!(
             "Bounds of {axis} are {given} on the command line and {file} in the policy file: \
@@ -283,8 +348,10 @@ impl FileThreshold {
             (None, None, Some(set)) => match set.read(metric, place)? {
                 Amount::Cpus(cpus) => Ok(Action::SetCpus(cpus)),
                 Amount::Memory(bytes) => Ok(Action::SetMemory(bytes)),
+                Amount::Io { of, size } => Ok(Action::SetIo { of, size }),
                 Amount::Percent { percent, .. } => {
-                    Err(place.wrong("set", format!("{percent}%"), "a size: cpus or memory"))
+                    let allowed = "a size: cpus, memory, disk.mbps or the like";
+                    Err(place.wrong("set", format!("{percent}%"), allowed))
                 }
             },
             _ => Err(place.wrong("action", "", "write exactly one of add, remove, set")),
@@ -294,29 +361,50 @@ impl FileThreshold {
 
 impl FileAmount {
     fn read(&self, metric: &Metric, place: &Place) -> Result<Amount, PolicyError> {
-        match (self.cpus, self.memory, self.percent, self.of) {
-            (Some(cpus), None, None, None) => Ok(Amount::Cpus(cpus)),
-            (None, Some(bytes), None, None) => Ok(Amount::Memory(bytes)),
-            (None, None, Some(percent), of) => {
-                let axis = match of {
-                    Some(AxisName::Cpu) => Some(Axis::Cpus),
-                    Some(AxisName::Memory) => Some(Axis::Memory),
-                    None => metric.natural_axis(),
+        let (disk, net) = (self.disk.unwrap_or_default(), self.net.unwrap_or_default());
+        let limits = [
+            (Resource::DiskBytes, disk.mbps),
+            (Resource::DiskOps, disk.iops),
+            (Resource::NetBytes, net.mbps),
+            (Resource::NetOps, net.pps),
+        ];
+        let mut limits = limits.into_iter().filter_map(|(of, n)| Some((of, n?)));
+        let limit = (limits.next(), limits.next());
+        match (self.cpus, self.memory, limit, self.percent, &self.of) {
+            (Some(cpus), None, (None, _), None, None) => Ok(Amount::Cpus(cpus)),
+            (None, Some(bytes), (None, _), None, None) => Ok(Amount::Memory(bytes)),
+            (None, None, (Some((of, count)), None), None, None) => rule::io_size(of, count)
+                .ok_or_else(|| place.wrong("action", count, "a limit that fits into 64 bits")),
+            (None, None, (None, _), Some(percent), of) => {
+                let of = match of {
+                    Some(name) => Some(share_of(name, place)?),
+                    None => metric.natural_resource(),
                 };
-                let axis = axis.ok_or_else(|| {
+                let of = of.ok_or_else(|| {
                     let allowed =
                         format!("{metric} belongs to no size: add of = \"cpu\" or \"memory\"");
                     place.wrong("percent", percent, allowed)
                 })?;
-                Ok(Amount::Percent { percent, axis })
+                Ok(Amount::Percent { percent, of })
             }
             _ => {
-                let allowed =
-                    "exactly one of { cpus = 1 }, { memory = \"512M\" }, { percent = 25 }";
+                let allowed = "exactly one of { cpus = 1 }, { memory = \"512M\" }, \
+                               { disk.mbps = 100 }, { disk.iops = 500 }, { net.mbps = 50 }, \
+                               { net.pps = 5000 }, { percent = 25 }";
                 Err(place.wrong("action", "", allowed))
             }
         }
     }
+}
+
+fn share_of(name: &str, place: &Place) -> Result<Resource, PolicyError> {
+    let named = |resource: &Resource| {
+        resource.as_str() == name || (*resource == Resource::Cpus && name == "cpus")
+    };
+    Resource::ALL.into_iter().find(named).ok_or_else(|| {
+        let names = Resource::ALL.map(Resource::as_str).join(", ");
+        place.wrong("of", name, format!("one of {names}"))
+    })
 }
 
 impl FileTarget {

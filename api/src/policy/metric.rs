@@ -7,7 +7,7 @@ use std::str::FromStr;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::Axis;
+use super::Resource;
 
 /// Something that is measured of an instance.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -31,6 +31,24 @@ pub enum Metric {
     Load1,
     /// Swap space that the guest has in use, bytes.
     Swap,
+    /// Bytes that a disk moved, as a share of the limit that it has at the moment, percent. Of several
+    /// disks the busiest; without a limit unknown.
+    Disk,
+    /// The same for requests.
+    DiskRequests,
+    /// Bytes that all disks moved, MiB a second.
+    DiskMbps,
+    /// Requests that all disks served, a second.
+    DiskIops,
+    /// Bytes that a network interface moved in one direction, as a share of the limit that it has at
+    /// the moment, percent. Of several, and of both directions, the busiest; without a limit unknown.
+    Net,
+    /// The same for packets.
+    NetPackets,
+    /// What all network interfaces moved in both directions, in 1,000,000 bits a second.
+    NetMbps,
+    /// Packets of all network interfaces in both directions, a second.
+    NetPps,
     /// A number that the guest agent is fed with, without the `custom.` before its name.
     Custom(String),
 }
@@ -58,6 +76,10 @@ pub enum Source {
     BalloonStatistics,
     /// The agent inside the guest.
     GuestAgent,
+    /// What the instance's disks count on the host.
+    Disks,
+    /// What the instance's network interfaces count on the host.
+    Networks,
 }
 
 impl fmt::Display for Source {
@@ -67,6 +89,8 @@ impl fmt::Display for Source {
             Self::HostPressure => "host pressure (PSI) of its own cgroup",
             Self::BalloonStatistics => "balloon statistics",
             Self::GuestAgent => "guest agent channel",
+            Self::Disks => "disks of the instance (--disk)",
+            Self::Networks => "network interfaces of the instance (--net)",
         })
     }
 }
@@ -82,6 +106,8 @@ impl Sources {
             Source::VcpuTimes,
             Source::HostPressure,
             Source::BalloonStatistics,
+            Source::Disks,
+            Source::Networks,
         ]
         .into_iter()
         .collect()
@@ -118,7 +144,7 @@ impl FromIterator<Source> for Sources {
     }
 }
 
-const NAMED: [(&str, Metric); 9] = [
+const NAMED: [(&str, Metric); 17] = [
     ("cpu", Metric::Cpu),
     ("cpu.pressure", Metric::CpuPressure),
     ("cpu.steal", Metric::CpuSteal),
@@ -128,6 +154,14 @@ const NAMED: [(&str, Metric); 9] = [
     ("io.pressure", Metric::IoPressure),
     ("load1", Metric::Load1),
     ("swap", Metric::Swap),
+    ("disk", Metric::Disk),
+    ("disk.requests", Metric::DiskRequests),
+    ("disk.mbps", Metric::DiskMbps),
+    ("disk.iops", Metric::DiskIops),
+    ("net", Metric::Net),
+    ("net.packets", Metric::NetPackets),
+    ("net.mbps", Metric::NetMbps),
+    ("net.pps", Metric::NetPps),
 ];
 
 impl Metric {
@@ -139,9 +173,18 @@ impl Metric {
             | Self::CpuSteal
             | Self::Memory
             | Self::MemoryPressure
-            | Self::IoPressure => MetricUnit::Percent,
+            | Self::IoPressure
+            | Self::Disk
+            | Self::DiskRequests
+            | Self::Net
+            | Self::NetPackets => MetricUnit::Percent,
             Self::MemoryAvailable | Self::Swap => MetricUnit::Bytes,
-            Self::Load1 | Self::Custom(_) => MetricUnit::Number,
+            Self::Load1
+            | Self::Custom(_)
+            | Self::DiskMbps
+            | Self::DiskIops
+            | Self::NetMbps
+            | Self::NetPps => MetricUnit::Number,
         }
     }
 
@@ -152,16 +195,22 @@ impl Metric {
             Self::CpuPressure | Self::MemoryPressure | Self::IoPressure => Source::HostPressure,
             Self::Memory | Self::MemoryAvailable => Source::BalloonStatistics,
             Self::Load1 | Self::Swap | Self::Custom(_) => Source::GuestAgent,
+            Self::Disk | Self::DiskRequests | Self::DiskMbps | Self::DiskIops => Source::Disks,
+            Self::Net | Self::NetPackets | Self::NetMbps | Self::NetPps => Source::Networks,
         }
     }
 
-    /// The axis that a bare `+25%` means; absent where the metric does not tell.
-    pub fn natural_axis(&self) -> Option<Axis> {
+    /// The resource that a bare `+25%` means; absent where the metric does not tell.
+    pub fn natural_resource(&self) -> Option<Resource> {
         match self {
-            Self::Cpu | Self::CpuPressure | Self::CpuSteal | Self::Load1 => Some(Axis::Cpus),
+            Self::Cpu | Self::CpuPressure | Self::CpuSteal | Self::Load1 => Some(Resource::Cpus),
             Self::Memory | Self::MemoryPressure | Self::MemoryAvailable | Self::Swap => {
-                Some(Axis::Memory)
+                Some(Resource::Memory)
             }
+            Self::Disk | Self::DiskMbps => Some(Resource::DiskBytes),
+            Self::DiskRequests | Self::DiskIops => Some(Resource::DiskOps),
+            Self::Net | Self::NetMbps => Some(Resource::NetBytes),
+            Self::NetPackets | Self::NetPps => Some(Resource::NetOps),
             Self::IoPressure | Self::Custom(_) => None,
         }
     }

@@ -2,16 +2,18 @@
 //!
 //! Two kinds. *Overlap*: one value fires both rules. *Cycle*: after the step of the one, the same
 //! load looks like work for the other, and back: of 1 CPU 70 % are 35 % of 2 CPUs. Cycles can be
-//! computed where the metric follows from load and size alone (`cpu`, `memory`,
-//! `memory.available`): the next size is then a function of the present one, constant between the
+//! computed where the metric follows from load and size alone (`cpu`, `memory`, `memory.available`,
+//! shares and throughputs of limits on I/O): the next size is then a function of the present one, constant between the
 //! loads at which some rule begins to fire, so walking it once between each two of those loads, from
 //! every reachable size, finds every cycle. Pressure and custom metrics are checked for overlap only.
 
 use std::collections::{BTreeSet, VecDeque};
 
 use super::rule::level_text;
-use super::step::{self, size_text};
-use super::{Action, Axis, Comparison, Metric, Policy, PolicyError, Rule, Target, Threshold};
+use super::step;
+use super::{
+    Action, Comparison, Metric, MetricUnit, Policy, PolicyError, Resource, Rule, Target, Threshold,
+};
 use crate::units::Bounds;
 
 /// Sizes looked at, shared among the rules of an axis: keeps the work bounded for absurd policies.
@@ -20,9 +22,9 @@ const SIZES_TIMES_RULES: usize = 512;
 /// Refuses rules that would oscillate, naming two of them.
 pub fn check(policy: &Policy) -> Result<(), PolicyError> {
     overlaps(policy)?;
-    Axis::ALL
+    Resource::ALL
         .into_iter()
-        .try_for_each(|axis| cycles(policy, axis))
+        .try_for_each(|resource| cycles(policy, resource))
 }
 
 fn overlaps(policy: &Policy) -> Result<(), PolicyError> {
@@ -34,7 +36,8 @@ fn overlaps(policy: &Policy) -> Result<(), PolicyError> {
     };
     for grow in thresholds() {
         for shrink in thresholds() {
-            let same = grow.metric == shrink.metric && grow.action.axis() == shrink.action.axis();
+            let same =
+                grow.metric == shrink.metric && grow.action.resource() == shrink.action.resource();
             if same && opposes(grow.action, shrink.action) && touch(grow, shrink) {
                 return Err(overlap_error(grow, shrink));
             }
@@ -50,6 +53,7 @@ fn opposes(grow: Action, shrink: Action) -> bool {
         (Action::Add(_), _) | (_, Action::Remove(_)) => true,
         (Action::SetCpus(more), Action::SetCpus(less)) => more > less,
         (Action::SetMemory(more), Action::SetMemory(less)) => more > less,
+        (Action::SetIo { size: more, .. }, Action::SetIo { size: less, .. }) => more > less,
         _ => false,
     }
 }
@@ -100,9 +104,9 @@ fn overlap_error(grow: &Threshold, shrink: &Threshold) -> PolicyError {
     }
 }
 
-/// The rules of one axis whose metric follows from load and size, and the sizes they lead to.
+/// The rules of one resource whose metric follows from load and size, and the sizes they lead to.
 struct Model<'a> {
-    axis: Axis,
+    resource: Resource,
     bounds: Bounds<u64>,
     rules: Vec<&'a Rule>,
     /// Ascending.
@@ -120,18 +124,19 @@ struct Move<'a> {
 }
 
 impl<'a> Model<'a> {
-    fn of(policy: &'a Policy, axis: Axis) -> Self {
-        let modelled = |metric: &Metric| match axis {
-            Axis::Cpus => *metric == Metric::Cpu,
-            Axis::Memory => matches!(metric, Metric::Memory | Metric::MemoryAvailable),
+    fn of(policy: &'a Policy, resource: Resource, bounds: Bounds<u64>) -> Self {
+        let modelled = |metric: &Metric| {
+            *metric == resource.share()
+                || Some(metric) == resource.throughput().as_ref()
+                || (resource == Resource::Memory && *metric == Metric::MemoryAvailable)
         };
         let rules = policy
             .rules
             .iter()
-            .filter(|r| r.axis() == axis && modelled(r.metric()));
+            .filter(|r| r.resource() == resource && modelled(r.metric()));
         let mut model = Self {
-            axis,
-            bounds: policy.bounds.of(axis),
+            resource,
+            bounds,
             rules: rules.collect(),
             sizes: Vec::new(),
             targets: Vec::new(),
@@ -151,7 +156,7 @@ impl<'a> Model<'a> {
         self.rules.iter().map(move |rule| match rule {
             Rule::Threshold(rule) => step::target(rule.action, size, &self.bounds),
             Rule::Target(_) => {
-                let step = step::tracking_step(self.axis, &self.bounds);
+                let step = step::tracking_step(self.resource, &self.bounds);
                 self.bounds
                     .clamp(step::round_up(size.saturating_add(1), step))
             }
@@ -173,10 +178,11 @@ impl<'a> Model<'a> {
         sizes.into_iter().collect()
     }
 
-    /// Loads between those at which a rule begins to fire at one of the sizes, in the axis's unit.
+    /// Loads between those at which a rule begins to fire at one of the sizes, in the resource's
+    /// smallest unit.
     fn loads(&self) -> Vec<f64> {
         let mut edges = vec![0.0];
-        let half_step = step::tracking_step(self.axis, &self.bounds) as f64 / 2.0;
+        let half_step = step::tracking_step(self.resource, &self.bounds) as f64 / 2.0;
         for size in &self.sizes {
             let size = *size as f64;
             for rule in &self.rules {
@@ -187,6 +193,9 @@ impl<'a> Model<'a> {
                         ..
                     }) => {
                         edges.push(size - level);
+                    }
+                    Rule::Threshold(rule) if rule.metric.unit() == MetricUnit::Number => {
+                        edges.push(rule.level * self.resource.unit() as f64);
                     }
                     Rule::Threshold(rule) => edges.push(size * rule.level / 100.0),
                     Rule::Target(rule) => {
@@ -212,13 +221,13 @@ impl<'a> Model<'a> {
         let at = self.sizes.iter().zip(targets);
         at.map(|(size, targets)| {
             let wanted = self.rules.iter().zip(targets).filter_map(|(rule, to)| {
-                let value = value(rule.metric(), *size, load);
+                let value = self.value(rule.metric(), *size, load);
                 let to = match rule {
                     Rule::Threshold(rule) => {
                         rule.comparison.breached(value, rule.level).then_some(*to)?
                     }
                     Rule::Target(Target { level, .. }) => {
-                        step::track_target(self.axis, *level, value, *size, &self.bounds)
+                        step::track_target(self.resource, *level, value, *size, &self.bounds)
                     }
                 };
                 (to != *size).then_some(Move {
@@ -230,6 +239,17 @@ impl<'a> Model<'a> {
             wanted.max_by_key(|m| m.to)
         })
         .collect()
+    }
+
+    /// What a metric shows at a size under a load, both in the resource's smallest unit.
+    fn value(&self, metric: &Metric, size: u64, load: f64) -> f64 {
+        let size = size as f64;
+        match metric.unit() {
+            MetricUnit::Bytes => (size - load).max(0.0),
+            MetricUnit::Percent => (100.0 * load / size.max(1.0)).min(100.0),
+            // No more passes than the limit lets pass.
+            MetricUnit::Number => load.min(size) / self.resource.unit() as f64,
+        }
     }
 
     /// Follows one load from every size; the first cycle found, as the moves in it.
@@ -262,16 +282,11 @@ impl<'a> Model<'a> {
     }
 }
 
-/// What a metric shows at a size under a load, both in the axis's unit.
-fn value(metric: &Metric, size: u64, load: f64) -> f64 {
-    match metric {
-        Metric::MemoryAvailable => (size as f64 - load).max(0.0),
-        _ => (100.0 * load / (size as f64).max(1.0)).min(100.0),
-    }
-}
-
-fn cycles(policy: &Policy, axis: Axis) -> Result<(), PolicyError> {
-    let model = Model::of(policy, axis);
+fn cycles(policy: &Policy, resource: Resource) -> Result<(), PolicyError> {
+    let Some(bounds) = policy.bounds_of(resource) else {
+        return Ok(());
+    };
+    let model = Model::of(policy, resource, bounds);
     if model.rules.len() < 2 {
         return Ok(());
     }
@@ -291,14 +306,14 @@ fn cycles(policy: &Policy, axis: Axis) -> Result<(), PolicyError> {
 }
 
 fn cycle_error(model: &Model<'_>, load: f64, grow: &Move<'_>, shrink: &Move<'_>) -> PolicyError {
-    let size = |size| size_text(model.axis, size);
+    let size = |size| model.resource.text(size);
     let shown = |step: &Move<'_>| {
-        let value = value(step.rule.metric(), step.from, load);
-        match step.rule.metric() {
-            Metric::MemoryAvailable => {
-                format!("{} available", size_text(Axis::Memory, value as u64))
-            }
-            metric => format!("{metric} at {value:.0}%"),
+        let metric = step.rule.metric();
+        let value = model.value(metric, step.from, load);
+        match metric.unit() {
+            MetricUnit::Bytes => format!("{} available", Resource::Memory.text(value as u64)),
+            MetricUnit::Percent => format!("{metric} at {value:.0}%"),
+            MetricUnit::Number => format!("{metric} at {value:.1}"),
         }
     };
     let mut why = format!(
@@ -328,7 +343,7 @@ fn highest_quiet_level(model: &Model<'_>, grow: &Rule, shrink: &Rule) -> Option<
     let (Rule::Threshold(grow), Rule::Threshold(shrink)) = (grow, shrink) else {
         return None;
     };
-    if grow.metric != shrink.metric || grow.metric == Metric::MemoryAvailable {
+    if grow.metric != shrink.metric || grow.metric.unit() != MetricUnit::Percent {
         return None;
     }
     let quiet = model.sizes.iter().filter_map(|from| {

@@ -5,11 +5,15 @@
 //! target    = 'target' METRIC PERCENT ['for' TIME] ['every' TIME] {',' 'cooldown' TIME}
 //! setting   = 'set' NAME VALUE                           (the names of the TOML file's top level)
 //! window    = 'for' TIME | M 'of' N                      (default: one datapoint)
-//! action    = ('+' | '-') (CPUS 'cpu' | SIZE | NUMBER '%' ['cpu' | 'memory']) | '=' (CPUS 'cpu' | SIZE)
+//! action    = ('+' | '-') (amount | NUMBER '%' [of]) | '=' amount
+//! amount    = CPUS 'cpu' | SIZE ['memory'] | NUMBER limit
+//! of        = 'cpu' | 'memory' | limit
+//! limit     = 'disk.mbps' | 'disk.iops' | 'net.mbps' | 'net.pps'
 //! option    = 'cooldown' TIME | 'missing' ('hold' | 'breaching' | 'ignore')
 //! ```
 //!
-//! `cpu > 75% for 5s: +1 cpu, cooldown 10s`. A bare `+25%` means the axis that the metric is about.
+//! `cpu > 75% for 5s: +1 cpu, cooldown 10s`. A bare `+25%` means the resource that the metric is
+//! about; units are those of [`super::resource`].
 
 use std::fmt;
 use std::str::FromStr;
@@ -19,9 +23,9 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{
-    Action, Amount, Axis, Comparison, MAX_DATAPOINTS, MAX_PERIOD_MS, MAX_WAIT_MS, MAX_WEIGHT,
-    MIN_PERIOD_MS, Metric, MetricUnit, Missing, Mode, Policy, PolicyError, Restart, Rule, Target,
-    Threshold, Window,
+    Action, Amount, Comparison, MAX_DATAPOINTS, MAX_PERIOD_MS, MAX_WAIT_MS, MAX_WEIGHT,
+    MIN_PERIOD_MS, Metric, MetricUnit, Missing, Mode, Policy, PolicyError, Resource, Restart, Rule,
+    Target, Threshold, Window,
 };
 use crate::units::{Bytes, Cpus};
 
@@ -400,7 +404,7 @@ fn missing(text: &str) -> Result<Missing, String> {
 }
 
 const ACTION_FORM: &str = "write what changes and by how much: '+1 cpu', '-0.5 cpu', '+512M', \
-                           '-25%', '= 2 cpu' or '= 1G'";
+                           '-25%', '+50 net.mbps', '-500 disk.iops', '= 2 cpu' or '= 1G'";
 
 fn action(text: &str, metric: &Metric) -> Result<Action, Wrong> {
     let bad = |allowed: &str| wrong("action", text, allowed);
@@ -416,21 +420,18 @@ fn action(text: &str, metric: &Metric) -> Result<Action, Wrong> {
         ('-', amount) => Ok(Action::Remove(amount)),
         (_, Amount::Cpus(cpus)) => Ok(Action::SetCpus(cpus)),
         (_, Amount::Memory(bytes)) => Ok(Action::SetMemory(bytes)),
+        (_, Amount::Io { of, size }) => Ok(Action::SetIo { of, size }),
         (_, Amount::Percent { .. }) => Err(bad("'=' takes a size, like '= 2 cpu' or '= 1G'")),
     }
 }
 
 fn parse_amount(text: &str, metric: &Metric) -> Result<Amount, String> {
     let form = || ACTION_FORM.to_owned();
-    // A number, then what it counts: "1 cpu", "512M", "512M memory", "25%", "25% cpu".
-    let (number, axis) = ["cpus", "cpu"]
-        .iter()
-        .find_map(|word| text.strip_suffix(word))
-        .map(|number| (number, Some(Axis::Cpus)))
-        .or_else(|| {
-            text.strip_suffix("memory")
-                .map(|number| (number, Some(Axis::Memory)))
-        })
+    // A number, then what it counts: "1 cpu", "512M", "512M memory", "25%", "25% cpu", "50 net.mbps".
+    let words = Resource::ALL.map(|resource| (resource.as_str(), resource));
+    let (number, named) = std::iter::once(("cpus", Resource::Cpus))
+        .chain(words)
+        .find_map(|(word, resource)| Some((text.strip_suffix(word)?, Some(resource))))
         .unwrap_or((text, None));
     let number = number.trim_end();
     if let Some(percent) = number.strip_suffix('%') {
@@ -438,25 +439,37 @@ fn parse_amount(text: &str, metric: &Metric) -> Result<Amount, String> {
             .trim()
             .parse()
             .map_err(|_| format!("'{percent}%' has to be a whole number of percent"))?;
-        let axis = axis.or_else(|| metric.natural_axis()).ok_or_else(|| {
+        let of = named.or_else(|| metric.natural_resource()).ok_or_else(|| {
             format!("{metric} belongs to no size: write '{number} cpu' or '{number} memory'")
         })?;
-        return Ok(Amount::Percent { percent, axis });
+        return Ok(Amount::Percent { percent, of });
     }
-    if axis == Some(Axis::Cpus) {
-        return number
+    match named {
+        Some(Resource::Cpus) => number
             .parse::<Cpus>()
             .map(Amount::Cpus)
-            .map_err(|error| error.0);
+            .map_err(|error| error.0),
+        Some(of) if of != Resource::Memory => io_amount(of, number),
+        None if !number.ends_with(|c: char| c.is_ascii_alphabetic()) => Err(form()),
+        _ => number
+            .parse::<Bytes>()
+            .map(Amount::Memory)
+            .map_err(|_| form()),
     }
-    let has_unit = number.ends_with(|c: char| c.is_ascii_alphabetic());
-    if axis.is_none() && !has_unit {
-        return Err(form());
-    }
-    number
-        .parse::<Bytes>()
-        .map(Amount::Memory)
-        .map_err(|_| form())
+}
+
+fn io_amount(of: Resource, number: &str) -> Result<Amount, String> {
+    let digits = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
+    let count = number.parse::<u64>().ok().filter(|_| digits);
+    count
+        .and_then(|count| io_size(of, count))
+        .ok_or_else(|| format!("'{number}' has to be a whole number of {}", of.as_str()))
+}
+
+/// So many units of a limit.
+pub(super) fn io_size(of: Resource, count: u64) -> Option<Amount> {
+    let size = count.checked_mul(of.unit())?;
+    Some(Amount::Io { of, size })
 }
 
 /// Reads a time like `5s`, `250ms`, `1m30s` within a range, in milliseconds.
@@ -513,10 +526,11 @@ impl fmt::Display for Spelled<'_> {
         match self.0 {
             Amount::Cpus(cpus) => write!(f, "{cpus} cpu"),
             Amount::Memory(bytes) => f.write_str(&exact_bytes(bytes)),
-            Amount::Percent { percent, axis } if self.1.natural_axis() == Some(axis) => {
+            Amount::Io { of, size } => write!(f, "{} {}", size / of.unit(), of.as_str()),
+            Amount::Percent { percent, of } if self.1.natural_resource() == Some(of) => {
                 write!(f, "{percent}%")
             }
-            Amount::Percent { percent, axis } => write!(f, "{percent}% {}", axis.as_str()),
+            Amount::Percent { percent, of } => write!(f, "{percent}% {}", of.as_str()),
         }
     }
 }
@@ -551,6 +565,9 @@ impl fmt::Display for Threshold {
             Action::Remove(amount) => write!(f, ": -{}", Spelled(amount, &self.metric))?,
             Action::SetCpus(cpus) => write!(f, ": = {cpus} cpu")?,
             Action::SetMemory(bytes) => write!(f, ": = {}", exact_bytes(bytes))?,
+            Action::SetIo { of, size } => {
+                write!(f, ": = {}", Spelled(Amount::Io { of, size }, &self.metric))?;
+            }
         }
         if self.cooldown_ms > 0 {
             write!(f, ", cooldown {}", time_text(self.cooldown_ms))?;

@@ -1,23 +1,18 @@
 //! What an action makes of a size: steps, rounding, clamping.
 //!
-//! Sizes are in the smallest unit of their axis: thousandths of a CPU, or bytes. A share is rounded
+//! Sizes are in the smallest unit of their resource ([`super::resource`]). A share is rounded
 //! so that the instance keeps the larger size: away from the present size when it grows, towards it
 //! when it shrinks, and by at least one step. Everything ends inside the bounds, and what was
 //! rounded or clamped is said.
 
-use super::{Action, Amount, Axis};
-use crate::units::{Bounds, Bytes, Cpus};
+use super::{Action, Amount, Resource};
+use crate::units::{Bounds, Bytes};
 
 /// Step of a share of the CPUs, in thousandths: a hundredth of a CPU, one millisecond in each period
 /// of a quota. Coarser ones would make a small share of a small instance a large one.
 pub const CPU_STEP: u64 = 10;
 /// Step of memory: the block of virtio-mem, in bytes.
 pub const MEMORY_STEP: u64 = 2 * Bytes::MIB;
-/// Coarsest step of target tracking on CPUs: half a CPU, in thousandths.
-const TRACKING_CPU_STEP: u64 = 500;
-/// Coarsest step of target tracking on memory: a memory block of Linux, in bytes.
-const TRACKING_MEMORY_STEP: u64 = 128 * Bytes::MIB;
-
 /// A size that an action leads to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stepped {
@@ -27,35 +22,19 @@ pub struct Stepped {
     pub notes: Vec<String>,
 }
 
-/// A size as people write it.
-pub fn size_text(axis: Axis, size: u64) -> String {
-    match axis {
-        Axis::Cpus => format!("{} cpu", Cpus(u32::try_from(size).unwrap_or(u32::MAX))),
-        Axis::Memory => Bytes(size).to_string(),
-    }
-}
-
-/// The unit in which sizes of an axis are rounded.
-pub fn step_of(axis: Axis) -> u64 {
-    match axis {
-        Axis::Cpus => CPU_STEP,
-        Axis::Memory => MEMORY_STEP,
-    }
-}
-
 /// The size that `action` leads to from `present`, with what was rounded or clamped for it.
 pub fn apply(action: Action, present: u64, bounds: &Bounds<u64>) -> Stepped {
-    let axis = action.axis();
+    let resource = action.resource();
     let (exact, rounded) = unclamped(action, present);
     let mut notes = Vec::new();
     if rounded != exact {
-        let step = size_text(axis, step_of(axis));
+        let step = resource.text(resource.step());
         notes.push(format!(
             "rounded to {} (steps of {step})",
-            size_text(axis, rounded)
+            resource.text(rounded)
         ));
     }
-    clamped(axis, rounded, bounds, notes)
+    clamped(resource, rounded, bounds, notes)
 }
 
 /// The size that `action` leads to from `present`.
@@ -70,15 +49,16 @@ fn unclamped(action: Action, present: u64) -> (u64, u64) {
         Action::Remove(amount) => present.saturating_sub(change(amount, present)),
         Action::SetCpus(cpus) => u64::from(cpus.milli()),
         Action::SetMemory(bytes) => bytes.get(),
+        Action::SetIo { size, .. } => size,
     };
     let share = matches!(
         action,
         Action::Add(Amount::Percent { .. }) | Action::Remove(Amount::Percent { .. })
     );
-    let step = step_of(action.axis());
-    // CPUs that were named exactly stay exact: a quota can be any number.
-    let rounded = match (action.axis(), action) {
-        (Axis::Cpus, _) if !share => exact,
+    let step = action.resource().step();
+    // Only memory comes in blocks: a quota and a limit that were named exactly can be any number.
+    let rounded = match (action.resource(), action) {
+        (resource, _) if !share && resource != Resource::Memory => exact,
         (_, Action::Add(_)) => round_up(exact.max(present.saturating_add(step)), step),
         (_, Action::Remove(_)) => round_up(exact.min(present.saturating_sub(step)), step),
         _ => round_up(exact, step),
@@ -91,6 +71,7 @@ fn change(amount: Amount, present: u64) -> u64 {
     match amount {
         Amount::Cpus(cpus) => u64::from(cpus.milli()),
         Amount::Memory(bytes) => bytes.get(),
+        Amount::Io { size, .. } => size,
         Amount::Percent { percent, .. } => {
             let share = u128::from(present) * u128::from(percent) / 100;
             u64::try_from(share).unwrap_or(u64::MAX)
@@ -98,23 +79,26 @@ fn change(amount: Amount, present: u64) -> u64 {
     }
 }
 
-/// Step of target tracking: half the range between the bounds, but not coarser than half a CPU or a
-/// memory block, nor finer than the axis's own step.
-pub fn tracking_step(axis: Axis, bounds: &Bounds<u64>) -> u64 {
-    let (fine, coarse) = match axis {
-        Axis::Cpus => (CPU_STEP, TRACKING_CPU_STEP),
-        Axis::Memory => (MEMORY_STEP, TRACKING_MEMORY_STEP),
-    };
+/// Step of target tracking: half the range between the bounds, but not coarser than half a CPU, a
+/// memory block or the like, nor finer than the resource's own step.
+pub fn tracking_step(resource: Resource, bounds: &Bounds<u64>) -> u64 {
+    let (fine, coarse) = (resource.step(), resource.tracking_step_max());
     let half_range = bounds.max.saturating_sub(bounds.min) / 2;
     (half_range / fine * fine).clamp(fine, coarse)
 }
 
 /// Target tracking: the size at which `measured` would become `level`, both in percent of the
 /// present size. Inside half a step around the present size nothing changes.
-pub fn track(axis: Axis, level: f64, measured: f64, present: u64, bounds: &Bounds<u64>) -> Stepped {
+pub fn track(
+    resource: Resource,
+    level: f64,
+    measured: f64,
+    present: u64,
+    bounds: &Bounds<u64>,
+) -> Stepped {
     clamped(
-        axis,
-        tracked(axis, level, measured, present, bounds),
+        resource,
+        tracked(resource, level, measured, present, bounds),
         bounds,
         Vec::new(),
     )
@@ -122,17 +106,23 @@ pub fn track(axis: Axis, level: f64, measured: f64, present: u64, bounds: &Bound
 
 /// The size that target tracking leads to.
 pub fn track_target(
-    axis: Axis,
+    resource: Resource,
     level: f64,
     measured: f64,
     present: u64,
     bounds: &Bounds<u64>,
 ) -> u64 {
-    bounds.clamp(tracked(axis, level, measured, present, bounds))
+    bounds.clamp(tracked(resource, level, measured, present, bounds))
 }
 
-fn tracked(axis: Axis, level: f64, measured: f64, present: u64, bounds: &Bounds<u64>) -> u64 {
-    let step = tracking_step(axis, bounds);
+fn tracked(
+    resource: Resource,
+    level: f64,
+    measured: f64,
+    present: u64,
+    bounds: &Bounds<u64>,
+) -> u64 {
+    let step = tracking_step(resource, bounds);
     let wanted = present as f64 * measured / level;
     if !wanted.is_finite() || (wanted - present as f64).abs() <= step as f64 / 2.0 {
         return present;
@@ -146,13 +136,13 @@ fn tracked(axis: Axis, level: f64, measured: f64, present: u64, bounds: &Bounds<
     }
 }
 
-fn clamped(axis: Axis, size: u64, bounds: &Bounds<u64>, mut notes: Vec<String>) -> Stepped {
+fn clamped(resource: Resource, size: u64, bounds: &Bounds<u64>, mut notes: Vec<String>) -> Stepped {
     let target = bounds.clamp(size);
     if target != size {
         let side = if target < size { "upper" } else { "lower" };
         notes.push(format!(
             "clamped to the {side} bound {}",
-            size_text(axis, target)
+            resource.text(target)
         ));
     }
     Stepped { target, notes }
@@ -167,6 +157,7 @@ pub fn round_up(size: u64, step: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::units::Cpus;
 
     const CPUS: Bounds<u64> = Bounds {
         min: 500,
@@ -177,21 +168,26 @@ mod tests {
         max: 4096 << 20,
     };
 
-    fn percent(percent: u32, axis: Axis) -> Amount {
-        Amount::Percent { percent, axis }
+    fn percent(percent: u32, of: Resource) -> Amount {
+        Amount::Percent { percent, of }
     }
 
     #[test]
     fn a_share_rounds_away_when_growing_and_towards_when_shrinking() {
-        let grow = |p, from| apply(Action::Add(percent(p, Axis::Cpus)), from, &CPUS).target;
-        let shrink = |p, from| apply(Action::Remove(percent(p, Axis::Cpus)), from, &CPUS).target;
+        let grow = |p, from| apply(Action::Add(percent(p, Resource::Cpus)), from, &CPUS).target;
+        let shrink =
+            |p, from| apply(Action::Remove(percent(p, Resource::Cpus)), from, &CPUS).target;
         assert_eq!(grow(25, 1010), 1270);
         assert_eq!(shrink(25, 1010), 760);
         assert_eq!(grow(25, 2000), 2500);
         // At least one step, however small the share.
         assert_eq!(grow(1, 600), 610);
         assert_eq!(shrink(1, 600), 590);
-        let memory = apply(Action::Add(percent(25, Axis::Memory)), 500 << 20, &MEMORY);
+        let memory = apply(
+            Action::Add(percent(25, Resource::Memory)),
+            500 << 20,
+            &MEMORY,
+        );
         assert_eq!(memory.target, 626 << 20);
         assert_eq!(memory.notes, ["rounded to 626M (steps of 2M)"]);
     }
@@ -219,7 +215,8 @@ mod tests {
 
     #[test]
     fn tracking_has_a_dead_band_of_half_a_step() {
-        let track = |measured, present| track(Axis::Cpus, 60.0, measured, present, &CPUS).target;
+        let track =
+            |measured, present| track(Resource::Cpus, 60.0, measured, present, &CPUS).target;
         assert_eq!(track(60.0, 1000), 1000);
         assert_eq!(track(75.0, 1000), 1000); // wants 1.25: exactly half a step
         assert_eq!(track(80.0, 1000), 1500);
@@ -237,8 +234,8 @@ mod tests {
             max: u64::MAX,
         };
         for action in [
-            Action::Add(percent(1000, Axis::Memory)),
-            Action::Remove(percent(100, Axis::Memory)),
+            Action::Add(percent(1000, Resource::Memory)),
+            Action::Remove(percent(100, Resource::Memory)),
         ] {
             for present in [0, 1, u64::MAX] {
                 apply(action, present, &wide);

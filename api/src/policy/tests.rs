@@ -89,11 +89,11 @@ fn a_rule_says_what_it_means() {
 
 #[test]
 fn a_share_means_the_axis_of_its_metric_unless_it_says_another() {
-    let axis = |text: &str| text.parse::<Rule>().unwrap().axis();
-    assert_eq!(axis("memory.pressure > 10%: +25%"), Axis::Memory);
-    assert_eq!(axis("cpu > 10%: +25%"), Axis::Cpus);
-    assert_eq!(axis("cpu > 10%: +25% memory"), Axis::Memory);
-    assert_eq!(axis("io.pressure > 10%: +25% cpu"), Axis::Cpus);
+    let axis = |text: &str| text.parse::<Rule>().unwrap().resource();
+    assert_eq!(axis("memory.pressure > 10%: +25%"), Resource::Memory);
+    assert_eq!(axis("cpu > 10%: +25%"), Resource::Cpus);
+    assert_eq!(axis("cpu > 10%: +25% memory"), Resource::Memory);
+    assert_eq!(axis("io.pressure > 10%: +25% cpu"), Resource::Cpus);
     let error = "io.pressure > 10%: +25%"
         .parse::<Rule>()
         .unwrap_err()
@@ -170,7 +170,10 @@ fn an_action_that_can_never_apply_is_refused() {
     assert_says(&["memory > 75%: +1M"], &["'1M'", "at least 2M"]);
     assert_says(&["memory > 75%: +0%"], &["'0%'", "1% to 1000%"]);
     assert_says(&["cpu < 5%: -150%"], &["1% to 100%"]);
-    assert_says(&["target memory.pressure 5%"], &["cpu or memory"]);
+    assert_says(
+        &["target memory.pressure 5%"],
+        &["share of the size: one of cpu, memory"],
+    );
 }
 
 #[test]
@@ -378,22 +381,31 @@ fn any_metric() -> impl Strategy<Value = Metric> {
         Just(Metric::MemoryAvailable),
         Just(Metric::IoPressure),
         Just(Metric::Load1),
+        prop::sample::select(Resource::IO.to_vec()).prop_map(Resource::share),
+        prop::sample::select(Resource::IO.to_vec())
+            .prop_filter_map("a throughput", Resource::throughput),
         "[a-z0-9_.-]{1,12}".prop_map(Metric::Custom),
     ]
 }
 
 fn any_action() -> impl Strategy<Value = Action> {
-    let axis = prop_oneof![Just(Axis::Cpus), Just(Axis::Memory)];
+    let limit = (prop::sample::select(Resource::IO.to_vec()), 0u64..1 << 40);
     let amount = prop_oneof![
         any::<u32>().prop_map(|milli| Amount::Cpus(Cpus(milli))),
         any::<u64>().prop_map(|bytes| Amount::Memory(Bytes(bytes))),
         (0u64..100_000).prop_map(|mib| Amount::Memory(Bytes::mib(mib))),
-        (any::<u32>(), axis).prop_map(|(percent, axis)| Amount::Percent { percent, axis }),
+        limit.prop_map(|(of, count)| Amount::Io {
+            of,
+            size: count * of.unit()
+        }),
+        (any::<u32>(), prop::sample::select(Resource::ALL.to_vec()))
+            .prop_map(|(percent, of)| Amount::Percent { percent, of }),
     ];
     (0..3, amount).prop_map(|(kind, amount)| match (kind, amount) {
         (0, amount) => Action::Add(amount),
         (1, Amount::Cpus(cpus)) => Action::SetCpus(cpus),
         (1, Amount::Memory(bytes)) => Action::SetMemory(bytes),
+        (1, Amount::Io { of, size }) => Action::SetIo { of, size },
         (_, amount) => Action::Remove(amount),
     })
 }
@@ -433,13 +445,13 @@ proptest! {
 
     #[test]
     fn a_target_parses_back_to_itself(
-        memory in any::<bool>(),
+        of in prop::sample::select(Resource::ALL.to_vec()),
         level in 0.0..100.0f64,
         time_ms in prop::option::of(100u64..10_000_000),
         period_ms in prop::option::of(100u64..3_600_000),
         cooldown_ms in 0..MAX_WAIT_MS,
     ) {
-        let metric = if memory { Metric::Memory } else { Metric::Cpu };
+        let metric = of.share();
         let window = time_ms.map_or(Window::Datapoints { need: 1, of: 1 }, Window::For);
         let rule = Rule::Target(Target { metric, level, window, period_ms, cooldown_ms });
         prop_assert_eq!(rule.to_string().parse::<Rule>(), Ok(rule));

@@ -8,6 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use super::kept::{Kept, Pauses};
 use super::{bootargs, command, sys};
 
 const SHELL: &str = "/bin/sh";
@@ -21,75 +22,14 @@ const SHORTEST_LIFE: Duration = Duration::from_secs(1);
 /// Process id of a started program.
 pub type Pid = libc::pid_t;
 
-/// The shell on the console.
-pub struct Shell {
-    state: State,
-}
-
-enum State {
-    Running { pid: Pid, since: Instant },
-    Resting { until: Instant },
-}
-
-impl Shell {
-    /// Starts it.
-    pub fn start() -> Self {
-        let mut shell = Self {
-            state: State::Resting {
-                until: Instant::now(),
-            },
-        };
-        shell.start_if_due();
-        shell
-    }
-
-    /// Its process id, while it runs.
-    pub fn pid(&self) -> Option<Pid> {
-        match self.state {
-            State::Running { pid, .. } => Some(pid),
-            State::Resting { .. } => None,
-        }
-    }
-
-    /// Starts it again when its rest is over.
-    pub fn start_if_due(&mut self) {
-        let State::Resting { until } = self.state else {
-            return;
-        };
-        let since = Instant::now();
-        if since < until {
-            return;
-        }
-        self.state = match spawn_on_console(shell_command()) {
-            Ok(pid) => State::Running { pid, since },
-            Err(error) => {
-                sys::say(&format!("concertina-guest: Cannot start a shell: {error}"));
-                State::Resting {
-                    until: since + 10 * SHORTEST_LIFE,
-                }
-            }
-        };
-    }
-
-    /// To be told of each program that has ended.
-    pub fn on_end(&mut self, ended: Pid) {
-        if let State::Running { pid, since } = self.state
-            && pid == ended
-        {
-            self.state = State::Resting {
-                until: since + SHORTEST_LIFE,
-            };
-            self.start_if_due();
-        }
-    }
-
-    /// How long `start_if_due` has nothing to do; `None`: until the shell ends.
-    pub fn due_in(&self) -> Option<Duration> {
-        match self.state {
-            State::Running { .. } => None,
-            State::Resting { until } => Some(until.saturating_duration_since(Instant::now())),
-        }
-    }
+/// Starts the shell on the console, which is there again whenever it ends.
+pub fn start_shell() -> Kept {
+    let pauses = Pauses {
+        first: SHORTEST_LIFE,
+        longest: SHORTEST_LIFE,
+    };
+    let start = || spawn_on_console(shell_command());
+    Kept::start("a shell", pauses, Instant::now(), start)
 }
 
 fn shell_command() -> Command {

@@ -7,17 +7,25 @@
 
 use std::fs::OpenOptions;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::time::{Duration, Instant};
 
 use super::acpi::PowerButton;
 use super::bootargs::{BootOptions, Command};
-use super::console::{self, Pid, Shell};
+use super::console::{self, Pid};
+use super::kept::{Kept, Pauses};
 use super::sys::{self, Ending, Reaped, SignalFile};
 use super::{dhcp, filesystems, modules, onliner, power};
+
+/// Between two starts of the agent.
+const AGENT_PAUSES: Pauses = Pauses {
+    first: Duration::from_secs(1),
+    longest: Duration::from_secs(32),
+};
 
 /// What the guest is doing apart from being there.
 enum Foreground {
     /// A shell on the console, for as long as the machine runs.
-    Shell(Shell),
+    Shell(Kept),
     /// One command; the machine ends with it.
     Command(Pid),
     /// Nothing.
@@ -59,8 +67,7 @@ pub fn run() -> ! {
         })
         .ok();
     let foreground = start(&options);
-    start_agent();
-    serve(signals, button, foreground)
+    serve(signals, button, foreground, start_agent())
 }
 
 /// An archive without a console node leaves process 1 without standard files.
@@ -111,19 +118,21 @@ fn start(options: &BootOptions) -> Foreground {
             }
         },
         None if options.no_console => Foreground::Nothing,
-        None => Foreground::Shell(Shell::start()),
+        None => Foreground::Shell(console::start_shell()),
     }
 }
 
 /// A process of its own: its hooks are children that it waits for, and process 1 reaps every child of
-/// its own by itself.
-fn start_agent() {
+/// its own by itself. The host hears of a guest through it, so it is started again when it has died.
+fn start_agent() -> Kept {
     let command = Command::Words(vec!["agent".into(), "--no-online".into()]);
-    if let Err(error) = console::run_in_background(&command) {
-        sys::say(&format!(
-            "concertina-guest: Cannot start the channel to the host: {error}"
-        ));
-    }
+    let start = move || console::run_in_background(&command);
+    Kept::start(
+        "the channel to the host",
+        AGENT_PAUSES,
+        Instant::now(),
+        start,
+    )
 }
 
 /// The end of a machine that had one command to run.
@@ -132,21 +141,29 @@ fn finish(status: i32, signals: Option<&SignalFile>) -> ! {
     power::end(Ending::PowerOff, signals, None)
 }
 
-fn serve(signals: Option<SignalFile>, button: Option<PowerButton>, mut front: Foreground) -> ! {
+fn serve(
+    signals: Option<SignalFile>,
+    button: Option<PowerButton>,
+    mut front: Foreground,
+    mut agent: Kept,
+) -> ! {
     let files: Vec<RawFd> = [
         signals.as_ref().map_or(-1, AsRawFd::as_raw_fd),
         button.as_ref().map_or(-1, AsRawFd::as_raw_fd),
     ]
     .to_vec();
     loop {
-        reap_all(&mut front, signals.as_ref());
-        let timeout = match &mut front {
-            Foreground::Shell(shell) => {
-                shell.start_if_due();
-                shell.due_in()
-            }
+        reap_all(&mut front, &mut agent, signals.as_ref());
+        let shell = match &mut front {
+            Foreground::Shell(shell) => Some(shell),
             Foreground::Command(_) | Foreground::Nothing => None,
         };
+        let due = |kept: &mut Kept| {
+            let now = Instant::now();
+            kept.start_if_due(now);
+            kept.due_in(now)
+        };
+        let timeout = shell.and_then(due).into_iter().chain(due(&mut agent)).min();
         let ready = sys::wait_readable(&files, timeout);
         while let Some(signal) = signals.as_ref().and_then(SignalFile::next) {
             if let Some(how) = power::ending_for(signal) {
@@ -162,10 +179,12 @@ fn serve(signals: Option<SignalFile>, button: Option<PowerButton>, mut front: Fo
     }
 }
 
-fn reap_all(front: &mut Foreground, signals: Option<&SignalFile>) {
+fn reap_all(front: &mut Foreground, agent: &mut Kept, signals: Option<&SignalFile>) {
     while let Reaped::Child(ended) = sys::reap() {
+        let now = Instant::now();
+        agent.on_end(ended.pid, now);
         match front {
-            Foreground::Shell(shell) => shell.on_end(ended.pid),
+            Foreground::Shell(shell) => shell.on_end(ended.pid, now),
             Foreground::Command(pid) if *pid == ended.pid => finish(ended.status, signals),
             Foreground::Command(_) | Foreground::Nothing => {}
         }

@@ -10,6 +10,7 @@ pub mod console;
 pub mod dhcp;
 pub mod filesystems;
 pub mod init;
+pub mod kept;
 pub mod load;
 pub mod modules;
 pub mod onliner;

@@ -10,7 +10,7 @@ use concertina_api::Bytes;
 use concertina_guest::image;
 
 use super::Check;
-use crate::output;
+use crate::{meminfo, output};
 
 /// Host memory below which not even the smallest instance has room.
 const LEAST_MEMORY: Bytes = Bytes::mib(256);
@@ -124,7 +124,7 @@ pub fn pressure() -> Check {
 /// Room for at least one small instance.
 pub fn memory() -> Check {
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    match available(&meminfo) {
+    match meminfo::field(&meminfo, "MemAvailable") {
         Some(free) if free < LEAST_MEMORY => Check::warning(
             "host memory",
             format!("{} available", output::size(free)),
@@ -133,15 +133,6 @@ pub fn memory() -> Check {
         Some(free) => Check::ok("host memory", format!("{} available", output::size(free))),
         None => Check::warning("host memory", "unknown", "mount -t proc proc /proc"),
     }
-}
-
-/// `MemAvailable` of a `meminfo`.
-fn available(meminfo: &str) -> Option<Bytes> {
-    let value = meminfo
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: u64 = value.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    kib.checked_mul(1024).map(Bytes)
 }
 
 /// The program that becomes the default guest's init.
@@ -231,15 +222,6 @@ mod tests {
         );
         fs::write(own.join("cgroup.controllers"), "cpu memory pids\n").unwrap();
         assert_eq!(judge_cgroups(&mount, &own).verdict, Verdict::Ok);
-    }
-
-    #[test]
-    fn available_memory_is_read_in_kib() {
-        assert_eq!(
-            available("MemTotal: 9 kB\nMemAvailable:  2048 kB\n"),
-            Some(Bytes::mib(2))
-        );
-        assert_eq!(available("MemTotal: 9 kB\n"), None);
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod instance;
 pub mod proc;
 mod shell;
 mod turn;
+mod uplink;
 
 pub use agent::Agent;
 pub use command::{Finished, concertina, concertina_as, concertina_with};
@@ -19,6 +20,7 @@ pub use host::{GuestFiles, Image, Series, guest, images, require_host};
 pub use instance::{Instance, Launch};
 pub use shell::Shell;
 pub use turn::alone;
+pub use uplink::Uplink;
 
 use std::time::{Duration, Instant};
 

@@ -8,7 +8,7 @@ mod text;
 
 use std::sync::Arc;
 
-use concertina_api::policy::{Axis, Metric};
+use concertina_api::policy::{Axis, Metric, Resource};
 
 use self::process::ProcessNumbers;
 use self::text::{Family, Text};
@@ -109,7 +109,7 @@ fn measures(measures: &Measures, text: &mut Text) {
         }
     }
     text.family(&names::HELD);
-    for axis in Axis::ALL {
+    for axis in Resource::ALL {
         for why in HeldReason::ALL {
             let looks = measures.held_looks(axis, why);
             text.sample(&[axis.as_str(), why.as_str()], looks as f64);

@@ -96,7 +96,7 @@ fn the_books_and_what_was_counted_are_told() {
     measures.took(way, Phase::ReadBack, Duration::from_millis(7));
     measures.held(&[Held {
         cause: "cpu > 75%: +1 cpu".into(),
-        axis: Axis::Cpus,
+        axis: Resource::Cpus,
         why: HeldReason::Cooldown,
         detail: String::new(),
     }]);

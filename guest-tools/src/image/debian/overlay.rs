@@ -102,6 +102,10 @@ mod tests {
             fs::metadata(program).unwrap().permissions().mode() & 0o777,
             0o755
         );
+        // However it ends, the host hears of the guest again.
+        let service = text("etc/systemd/system/concertina-guest.service");
+        assert!(service.contains("\nRestart=always\n"), "{service}");
+        assert!(service.contains("\nStartLimitIntervalSec=0\n"), "{service}");
         assert!(
             text("etc/udev/rules.d/80-concertina-hotplug.rules").contains("SUBSYSTEM==\"cpu\"")
         );

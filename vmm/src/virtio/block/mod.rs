@@ -181,12 +181,30 @@ impl Block {
 
     fn turn(&mut self, active: &mut Active) -> Result<(), QueueError> {
         let begun = self.take_requests(active);
-        self.backend.kick();
-        begun?;
+        let finished = self.finish(active);
+        begun.and(finished)?;
         if std::mem::take(&mut active.used_any) && active.queue.needs_notification(&*active.ram)? {
             active.interrupt.queue(0);
         }
         Ok(())
+    }
+
+    /// Hands over what was begun, and answers what the kernel has done at once: another turn of the
+    /// event loop for that would cost more than the work itself.
+    fn finish(&mut self, active: &mut Active) -> Result<(), QueueError> {
+        loop {
+            self.backend.kick();
+            let mut done = Vec::new();
+            self.backend.reap(&mut done);
+            if done.is_empty() {
+                return Ok(());
+            }
+            if self.free.is_empty() {
+                // What is left in the queue has room now.
+                self.backend.wake();
+            }
+            self.answer_all(active, done)?;
+        }
     }
 
     /// Begins requests until there are none, or no room, or no tokens, or enough for one turn.
@@ -328,24 +346,24 @@ impl Block {
         }
     }
 
-    /// Answers what has ended.
-    fn reap(&mut self) {
-        let mut done = Vec::new();
-        self.backend.reap(&mut done);
-        let Some(mut active) = self.active.take() else {
-            self.release(&done);
-            return;
-        };
+    /// Answers what has ended. Where that fails, the driver is beyond answers.
+    fn answer_all(&mut self, active: &mut Active, done: Vec<Done>) -> Result<(), QueueError> {
         let mut done = done.into_iter();
         while let Some(ended) = done.next() {
-            if self.ended(&mut active, ended).is_err() {
-                active.interrupt.needs_reset();
+            if let Err(error) = self.ended(active, ended) {
                 self.release(done.as_slice());
-                self.abandon();
-                return;
+                return Err(error);
             }
         }
-        self.active = Some(active);
+        Ok(())
+    }
+
+    /// Takes what has ended while there is no driver to be answered.
+    fn reap_unanswered(&mut self) {
+        let mut done = Vec::new();
+        self.backend.kick();
+        self.backend.reap(&mut done);
+        self.release(&done);
     }
 
     /// Frees the places of what has ended and needs no answer.
@@ -615,10 +633,20 @@ impl VirtioDevice for Block {
 
     fn host_event(&mut self) {
         self.backend.acknowledge();
-        self.reap();
+        // What has ended makes room for what waits.
+        if let Some(mut active) = self.active.take() {
+            match self.finish(&mut active) {
+                Ok(()) => self.active = Some(active),
+                Err(_) => {
+                    active.interrupt.needs_reset();
+                    self.abandon();
+                }
+            }
+        }
         self.serve();
-        // What the kernel did not take last time, also when there is no driver to serve any more.
-        self.backend.kick();
+        if self.active.is_none() {
+            self.reap_unanswered();
+        }
     }
 }
 

@@ -188,6 +188,22 @@ impl Net {
         }
     }
 
+    /// Serves the lanes whose turn was over before their work was; and those who wait for a host that
+    /// is gone.
+    fn another_turn(&mut self) {
+        let is_due = |wait: Wait| wait == Wait::Turn || self.backend.is_none();
+        let Some(active) = &self.active else {
+            return;
+        };
+        let (rx, tx) = (is_due(active.rx.wait), is_due(active.tx.wait));
+        if tx {
+            self.serve_tx();
+        }
+        if rx {
+            self.serve_rx();
+        }
+    }
+
     fn waits(&mut self, queue: u16, wait: Wait) {
         if wait == Wait::Turn {
             // A full event counter means that the next turn is certain already.
@@ -387,8 +403,7 @@ impl VirtioDevice for Net {
                 }
                 _ => {
                     let _ = self.again.read();
-                    self.serve_tx();
-                    self.serve_rx();
+                    self.another_turn();
                 }
             }
         }

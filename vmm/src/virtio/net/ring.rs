@@ -1,9 +1,10 @@
 //! The device's side of a split queue (§2.7), where `virtio-queue` has no word for it: several used
-//! buffers that become visible at once, and both ways in which a driver asks for no interrupt.
+//! buffers that become visible at once, both ways in which a driver asks for no interrupt, and a queue
+//! that says that there is more and has lost it.
 
 use std::sync::atomic::{Ordering, fence};
 
-use virtio_queue::{Error as QueueError, Queue, QueueT};
+use virtio_queue::{Error as QueueError, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Address, Bytes, GuestAddress};
 
 use crate::memory::GuestRam;
@@ -38,6 +39,22 @@ pub fn publish(queue: &mut Queue, ram: &GuestRam, used: &[(u16, u32)]) -> Result
         .map_err(QueueError::GuestMemory)?;
     queue.set_next_used(next);
     Ok(())
+}
+
+/// Asks the driver to notify of the next buffer. True: there is one already, and it does not notify.
+///
+/// # Errors
+/// What is there cannot be read, and never will be: its ring lies in memory that was unplugged.
+pub fn has_more(queue: &mut Queue, ram: &GuestRam) -> Result<bool, QueueError> {
+    if !queue.enable_notification(ram)? {
+        return Ok(false);
+    }
+    queue.disable_notification(ram)?;
+    if queue.iter(ram)?.next().is_none() {
+        return Err(QueueError::InvalidAvailRingIndex);
+    }
+    queue.go_to_previous_position();
+    Ok(true)
 }
 
 /// Whether the driver wants an interrupt for what was given back since the used index was `before`.

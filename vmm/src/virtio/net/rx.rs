@@ -233,8 +233,7 @@ impl Rx {
 
     /// All buffers were looked at. Asks to be notified of more, unless there are some already.
     fn wait_for_driver(&mut self, turn: &mut Turn<'_, '_>) -> Result<Option<Wait>, Stop> {
-        if self.queue.enable_notification(turn.ram)? {
-            self.queue.disable_notification(turn.ram)?;
+        if ring::has_more(&mut self.queue, turn.ram)? {
             turn.budget.spend(HEADER_BYTES);
             return Ok(None);
         }

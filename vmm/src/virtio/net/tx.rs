@@ -46,6 +46,7 @@ impl Tx {
     ) -> Result<Wait, Stop> {
         let mut budget = Budget::of_a_turn();
         let mut packet = Segments::default();
+        let mut found_some = false;
         self.queue.disable_notification(ram)?;
         loop {
             if backend.as_ref().is_some_and(|host| host.is_full()) {
@@ -55,14 +56,19 @@ impl Tx {
                 return Ok(Wait::Turn);
             }
             let Some(chain) = self.queue.iter(ram)?.next() else {
-                if self.queue.enable_notification(ram)? {
-                    self.queue.disable_notification(ram)?;
-                    // A head that cannot be read costs a turn as well: else this might not end.
+                if found_some {
+                    // A driver in full flow puts in the next ones while these are sent. Looking once
+                    // more costs less than the exits by which it would announce them.
+                    return Ok(Wait::Turn);
+                }
+                if ring::has_more(&mut self.queue, ram)? {
+                    // A driver that moves its index to and fro comes to the end of the turn as well.
                     budget.spend(HEADER_BYTES);
                     continue;
                 }
                 return Ok(Wait::Driver);
             };
+            found_some = true;
             let head = chain.head_index();
             packet.clear();
             let header =

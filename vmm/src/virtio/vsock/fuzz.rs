@@ -8,8 +8,8 @@ use std::path::PathBuf;
 
 use vm_memory::{Bytes, GuestAddress};
 
-use super::muxer::{LARGE_WINDOW, LARGE_WINDOWS, SMALL_WINDOW};
 use super::packet::{HOST_CID, Header, TYPE_STREAM};
+use super::windows::{MAX_CONNECTIONS, MOST_PROMISED};
 use super::*;
 use crate::virtio::fuzzing::{Guest, HEADERS, Input};
 
@@ -242,9 +242,10 @@ impl Rig {
     /// The device comes to rest, and has held no more than it promised.
     fn check(&mut self) {
         let muxer = &self.device.0.muxer;
-        let promised = LARGE_WINDOWS * LARGE_WINDOW as usize
-            + (MAX_CONNECTIONS - LARGE_WINDOWS) * SMALL_WINDOW as usize;
-        assert!(muxer.backlog_bytes() <= promised, "more held than promised");
+        assert!(
+            muxer.backlog_bytes() <= MOST_PROMISED,
+            "more held than promised"
+        );
         let connections = self.device.0.counters.connections.load(Ordering::Relaxed);
         assert!(
             connections <= MAX_CONNECTIONS as u64,

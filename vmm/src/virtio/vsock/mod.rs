@@ -27,6 +27,7 @@ mod request;
 mod socket;
 #[cfg(test)]
 mod tests;
+mod windows;
 
 use std::io;
 use std::os::fd::RawFd;
@@ -43,8 +44,9 @@ use crate::memory::GuestRam;
 use muxer::Muxer;
 use packet::HEADER_BYTES;
 
-pub use muxer::{MAX_CONNECTIONS, MAX_HANDSHAKES, SUFFIX_BYTES};
+pub use muxer::{MAX_HANDSHAKES, SUFFIX_BYTES};
 pub use socket::MAX_PATH_BYTES;
+pub use windows::MAX_CONNECTIONS;
 
 /// Device id of a socket device (§5.10.1).
 pub const DEVICE_TYPE: u32 = 19;

@@ -27,20 +27,12 @@ use super::handshake::{Handshake, Progress};
 use super::packet::{HOST_CID, Header, TYPE_STREAM, op};
 use super::request::Buffers;
 use super::socket;
+use super::windows::{MAX_CONNECTIONS, Windows};
 
-/// Most connections at once.
-pub const MAX_CONNECTIONS: usize = 1024;
 /// Bytes of the longest suffix of the base path: `_4294967295`.
 pub const SUFFIX_BYTES: usize = 11;
 /// Most programs that have connected and not said yet where to; the one that waits longest gives way.
 pub const MAX_HANDSHAKES: usize = 64;
-/// Bytes that one connection may hold for a host that reads slowly.
-pub const LARGE_WINDOW: u32 = 64 << 10;
-/// The same when [`LARGE_WINDOWS`] connections have large ones: what all of them together may hold is
-/// bounded by what they were promised, less than 8 MiB.
-pub const SMALL_WINDOW: u32 = 4 << 10;
-/// Connections with a large window at most.
-pub const LARGE_WINDOWS: usize = 64;
 /// Most answers to packets without a connection that wait for room in the guest's queue. A guest that
 /// gives none loses the rest.
 const MAX_REPLIES: usize = 256;
@@ -68,7 +60,7 @@ pub struct Muxer {
     epoll: Epoll,
     wakeup: EventFd,
     connections: BTreeMap<Ports, Connection>,
-    large_windows: usize,
+    windows: Windows,
     /// Connections that may have something for the guest, each once.
     ready: VecDeque<Ports>,
     /// Answers to packets without a connection.
@@ -96,7 +88,7 @@ impl Muxer {
             epoll: Epoll::new()?,
             wakeup: EventFd::new(EFD_NONBLOCK)?,
             connections: BTreeMap::new(),
-            large_windows: 0,
+            windows: Windows::default(),
             ready: VecDeque::new(),
             replies: VecDeque::new(),
             handshakes: BTreeMap::new(),
@@ -133,7 +125,7 @@ impl Muxer {
         self.handshakes.clear();
         self.ready = VecDeque::new();
         self.replies = VecDeque::new();
-        self.large_windows = 0;
+        self.windows = Windows::default();
         self.count_connections();
     }
 
@@ -240,7 +232,7 @@ impl Muxer {
             guest: guest_port,
         };
         if self.watch(ControlOperation::Modify, &stream, ports).is_ok() {
-            let window = self.grant_window();
+            let window = self.windows.grant();
             self.count(|c| &c.opened_by_host);
             self.insert(ports, Connection::requested(stream, window));
         }
@@ -280,7 +272,7 @@ impl Muxer {
         };
         match opened {
             Ok(stream) => {
-                let window = self.grant_window();
+                let window = self.windows.grant();
                 self.count(|c| &c.opened_by_guest);
                 self.insert(ports, Connection::accepted(stream, window, request));
             }
@@ -288,15 +280,6 @@ impl Muxer {
                 self.count(|c| &c.refused);
                 self.reply(request.reset());
             }
-        }
-    }
-
-    fn grant_window(&mut self) -> u32 {
-        if self.large_windows < LARGE_WINDOWS {
-            self.large_windows += 1;
-            LARGE_WINDOW
-        } else {
-            SMALL_WINDOW
         }
     }
 
@@ -312,9 +295,7 @@ impl Muxer {
             return;
         };
         if connection.is_over() {
-            if connection.window() == LARGE_WINDOW {
-                self.large_windows -= 1;
-            }
+            self.windows.give_back(connection.window());
             self.connections.remove(&ports);
             self.count_connections();
         } else if !connection.queued {

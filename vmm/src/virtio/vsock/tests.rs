@@ -6,8 +6,8 @@ use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::model::{CID, Guest, PACKET, Rig, read_some};
-use super::muxer::{LARGE_WINDOW, LARGE_WINDOWS, SMALL_WINDOW};
 use super::packet::{HEADER_BYTES, Header, MAX_PAYLOAD_BYTES, flag, op};
+use super::windows::{LARGEST, LEAST};
 use crate::virtio::rng::driver::{Driver, Mischief, NEXT, WRITE, mischief};
 use crate::virtio::{Activation, VirtioDevice};
 
@@ -16,7 +16,7 @@ fn a_guest_reaches_whoever_listens_on_the_socket_of_the_port() {
     let mut rig = Rig::new();
     let listener = rig.listen(1030);
     let (mut guest, mut host) = rig.guest_connects(&listener, 1030);
-    assert_eq!(guest.credit(), LARGE_WINDOW);
+    assert_eq!(guest.credit(), LARGEST);
     rig.send(guest.header(op::RW), b"from the guest");
     guest.sent = 14;
     assert_eq!(read_some(&mut host, 100).0, b"from the guest");
@@ -29,11 +29,7 @@ fn a_guest_reaches_whoever_listens_on_the_socket_of_the_port() {
         (op::RW, &b"from the host"[..])
     );
     guest.hear(header);
-    assert_eq!(
-        guest.credit(),
-        LARGE_WINDOW,
-        "the host has taken everything"
-    );
+    assert_eq!(guest.credit(), LARGEST, "the host has taken everything");
     assert_eq!(rig.counter(|c| &c.bytes_from_guest), 14);
     assert_eq!(rig.counter(|c| &c.bytes_to_guest), 13);
     assert_eq!(rig.counter(|c| &c.opened_by_guest), 1);
@@ -162,7 +158,7 @@ fn what_a_slow_reader_has_not_taken_is_held_up_to_the_window_and_outlives_the_gu
     assert_eq!(guest.credit(), 0);
     // The rest of the window is free again, but too little to tell the guest of it.
     let held = rig.device.muxer.backlog_bytes() as u32;
-    assert!((LARGE_WINDOW / 2..=LARGE_WINDOW).contains(&held), "{held}");
+    assert!((LARGEST / 2..=LARGEST).contains(&held), "{held}");
     rig.send(guest.shutdown(flag::BOTH), &[]);
     assert_eq!(rig.answer().op, op::RST);
     let mut got = Vec::new();
@@ -189,7 +185,7 @@ fn a_guest_that_ignores_its_credit_is_reset_and_counted() {
         sent += packet.len();
         assert!(sent < 16 << 20, "held without limit");
     }
-    assert!(rig.device.muxer.backlog_bytes() <= LARGE_WINDOW as usize);
+    assert!(rig.device.muxer.backlog_bytes() <= LARGEST as usize);
     let last = rig.exchange().pop().unwrap().0;
     assert_eq!(last.op, op::RST);
     assert_eq!(rig.counter(|c| &c.connections), 0);
@@ -220,18 +216,21 @@ fn windows_shrink_when_there_are_many_connections_and_there_is_a_most() {
     let mut rig = Rig::new();
     let listener = rig.listen(1);
     let mut hosts = Vec::new();
-    for port in 0..LARGE_WINDOWS as u32 + 1 {
-        let guest = Guest::new(1, port);
-        rig.send(guest.header(op::REQUEST), &[]);
-        let window = rig.answer().buf_alloc;
-        let large = (port as usize) < LARGE_WINDOWS;
-        assert_eq!(window, if large { LARGE_WINDOW } else { SMALL_WINDOW });
+    let mut open = |rig: &mut Rig, port| {
+        rig.send(Guest::new(1, port).header(op::REQUEST), &[]);
         hosts.push(listener.accept().unwrap());
-    }
+        rig.answer().buf_alloc
+    };
+    let windows: Vec<u32> = (0..100).map(|port| open(&mut rig, port)).collect();
+    assert_eq!(windows[0], LARGEST);
+    assert!(
+        windows[99] < windows[50] && windows[50] < windows[1],
+        "{windows:?}"
+    );
+    assert!(windows[99] >= LEAST, "{windows:?}");
     // One that ends makes room for another.
     rig.send(Guest::new(1, 0).header(op::RST), &[]);
-    rig.send(Guest::new(1, 0).header(op::REQUEST), &[]);
-    assert_eq!(rig.answer().buf_alloc, LARGE_WINDOW);
+    assert!(open(&mut rig, 0) > windows[99]);
 }
 
 #[test]
@@ -637,7 +636,7 @@ proptest! {
             let header = Guest::new(host_port, 5).header(operation);
             rig.send(Header { flags, buf_alloc, fwd_cnt, ..header }, &vec![7; len]);
             rig.exchange();
-            prop_assert!(rig.device.muxer.backlog_bytes() <= LARGE_WINDOW as usize);
+            prop_assert!(rig.device.muxer.backlog_bytes() <= LARGEST as usize);
         }
     }
 }

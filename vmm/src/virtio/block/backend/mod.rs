@@ -162,7 +162,7 @@ impl Backend {
         Ok(())
     }
 
-    /// Hands what was submitted to the kernel.
+    /// Hands what was submitted to the kernel. What that does at once can be reaped right after it.
     pub fn kick(&mut self) {
         // The kernel may be short of something; what it did not take stays in the ring.
         if self.ring.as_mut().is_some_and(|ring| ring.kick().is_err()) {

@@ -39,6 +39,7 @@ impl Ring {
         if !needed.iter().all(|code| probe.is_supported(*code)) {
             return Err(io::ErrorKind::Unsupported.into());
         }
+        // Not its kind "async": that keeps silent of all that is not done by the kernel's own threads.
         ring.submitter().register_eventfd(event.as_raw_fd())?;
         let mut most = [KERNEL_THREADS_MAX; 2];
         // Older kernels have no such limit; then it is the number of entries.

@@ -9,7 +9,7 @@ use super::super::request::{HEADER_BYTES, MAX_FRAME_BYTES, Malformed, checked_he
 use super::super::*;
 use super::rig::*;
 use crate::memory::{BLOCK_BYTES, Mapping, PluggedBlocks, RamRegion};
-use crate::virtio::rng::driver::{Mischief, NEXT, WRITE, mischief};
+use crate::virtio::rng::driver::{Driver, Mischief, NEXT, WRITE, mischief};
 
 const RAM_END: u64 = (RAM_MIB as u64) << 20;
 
@@ -116,6 +116,71 @@ fn broken_rings_ask_for_a_reset_and_after_it_the_device_works() {
             rig.offer_room(2, 1536);
             assert_eq!(rig.guest_got().len(), 1);
         }
+    }
+}
+
+#[test]
+fn a_ring_in_memory_that_is_unplugged_asks_for_a_reset_and_does_not_spin() {
+    let base = 1 << 32;
+    for index in [RX_QUEUE, TX_QUEUE] {
+        let low = Arc::new(Mapping::new(RAM_MIB << 20, true).unwrap());
+        let high = Arc::new(Mapping::new(4 * BLOCK_BYTES as usize, false).unwrap());
+        let blocks = Arc::new(PluggedBlocks::new(4));
+        let regions = vec![
+            RamRegion::fixed(0, low),
+            RamRegion::elastic(base, high.clone(), blocks.clone()),
+        ];
+        let ram = Arc::new(GuestRam::from_regions(regions).unwrap());
+        let mut rig = tap_rig_with(ram.clone(), NetRates::default(), u64::MAX);
+        high.allow(0, 2 * BLOCK_BYTES).unwrap();
+        blocks.set(0, 2, true);
+        // Descriptors, the available index and six entries lie in the first block, the other entries
+        // in the second one, and the used ring in memory that is always there.
+        let ring = base + BLOCK_BYTES - 16 - 16 * u64::from(QUEUE);
+        let driver = Driver::new(ram, ring, QUEUE);
+        let mut queue = driver.queue();
+        queue.set_used_ring_address(Some(0x8000), Some(0));
+        let queues = if index == RX_QUEUE {
+            rig.rx = driver;
+            vec![queue, rig.tx.queue()]
+        } else {
+            rig.tx = driver;
+            vec![rig.rx.queue(), queue]
+        };
+        rig.device.reset();
+        rig.device.activate(Activation {
+            acked_features: rig.acked,
+            ram: rig.ram.clone(),
+            queues,
+            interrupt: rig.interrupts.clone(),
+        });
+        for _ in 0..6 {
+            if index == RX_QUEUE {
+                rig.offer_room(1, 1536);
+                rig.host_sends(&frame(60));
+            } else {
+                rig.transmit(&packet(60), &[]);
+                assert!(rig.host_got().is_some());
+            }
+        }
+        let passed = rig.status();
+        assert_eq!(passed.rx.frames + passed.tx.frames, 6);
+        assert!(passed.driver_ready && rig.interrupts.take().2 == 0);
+        if index == RX_QUEUE {
+            rig.rx.add(&[(RX_BUFFERS, 1536, WRITE)]);
+        } else {
+            rig.tx.add(&[(TX_BUFFERS, 72, 0)]);
+        }
+        blocks.set(1, 1, false);
+        high.discard(BLOCK_BYTES, BLOCK_BYTES).unwrap();
+        high.forbid(BLOCK_BYTES, BLOCK_BYTES).unwrap();
+        rig.device.queue_notified(index);
+        rig.settle();
+        assert_eq!(rig.interrupts.take().2, 1, "queue {index}");
+        assert!(!rig.status().driver_ready);
+        rig.reset();
+        rig.transmit(&packet(60), &[]);
+        assert!(rig.host_got().is_some());
     }
 }
 
