@@ -40,7 +40,7 @@ fn the_commands_talk_to_the_agent_and_a_clean_stop_leaves_the_vms() {
         "256M",
     ]);
     assert_eq!(taken.status, 1, "{taken:#?}");
-    assert!(taken.stderr.contains("'web' is in use"), "{taken:#?}");
+    assert!(taken.stderr.contains("'agent-web' is in use"), "{taken:#?}");
     web.resize_applied(&["--memory", "512M", "--cpus", "2"]);
 
     let vmm = web.vmm_pid();
@@ -147,12 +147,12 @@ fn a_vmm_that_is_killed_and_a_guest_that_panics_are_explained_and_started_again(
 
     let mut shell = web.shell();
     shell.type_line("echo 1 > /proc/sys/kernel/sysrq; echo c > /proc/sysrq-trigger");
-    drop(shell);
     let event = web.wait_for_event("the panic is told", STEP_LIMIT, |event| {
         event["event"] == "restarting" && event["exit_reason"] == "guest_panic"
     });
     let reason = event["reason"].as_str().unwrap();
     assert!(reason.contains("Kernel panic - not syncing"), "{reason}");
+    drop(shell);
     web.wait_for_status("it starts again", BOOT_LIMIT, |status| {
         status["restarts"] == 2 && status["state"] == "running"
     });
