@@ -36,10 +36,17 @@ impl Shedding {
     pub fn look(&mut self) {
         if self.left().is_some_and(|left| left.is_zero()) {
             give_back_text();
+            give_back_heap();
             self.pause *= 2;
             self.due = Instant::now() + self.pause;
         }
     }
+}
+
+/// Gives back pages of the heap that hold nothing any more, also those in its middle.
+pub fn give_back_heap() {
+    // SAFETY: malloc_trim(3) may be called by any thread at any time.
+    unsafe { libc::malloc_trim(0) };
 }
 
 /// Unmaps the pages of executable mappings of our own file: read-only, so that nothing is lost.
