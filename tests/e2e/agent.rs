@@ -40,7 +40,7 @@ fn the_commands_talk_to_the_agent_and_a_clean_stop_leaves_the_vms() {
         "256M",
     ]);
     assert_eq!(taken.status, 1, "{taken:#?}");
-    assert!(taken.stderr.contains("'web' is in use"), "{taken:#?}");
+    assert!(taken.stderr.contains("'agent-web' is in use"), "{taken:#?}");
     web.resize_applied(&["--memory", "512M", "--cpus", "2"]);
 
     let vmm = web.vmm_pid();
