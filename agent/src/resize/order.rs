@@ -75,6 +75,9 @@ pub struct Order {
     pub samples: BTreeMap<String, f64>,
     /// The idempotency key of the request.
     pub key: Option<String>,
+    /// The host has granted it to one that waited: it is reserved, and the rest of what was waited for is
+    /// still waited for.
+    pub granted: bool,
     /// The intent that it brings to its end, which an earlier agent has written down.
     pub resumes: Option<IntentId>,
 }
@@ -94,6 +97,7 @@ impl Order {
             policy_version: 0,
             samples: BTreeMap::new(),
             key: None,
+            granted: false,
             resumes: None,
         }
     }
