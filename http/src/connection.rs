@@ -3,6 +3,7 @@
 //! A head is read until `httparse` is satisfied or its limit is passed; a body by its
 //! `Content-Length`. What follows a message stays in the buffer, so pipelined requests work.
 
+use std::cell::Cell;
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
@@ -62,6 +63,21 @@ pub(crate) struct Framing {
 pub(crate) struct Connection {
     stream: UnixStream,
     buffer: Vec<u8>,
+    /// Longest waits of one read and one write, as the socket has them.
+    read_wait: Cell<Option<Duration>>,
+    write_wait: Option<Duration>,
+}
+
+/// Whether the longest wait of a socket will do where so much time is `left`. A shorter one costs another
+/// look at the deadline when nothing comes; setting it costs a system call each time.
+fn will_do(wait: Option<Duration>, left: Duration) -> bool {
+    wait.is_some_and(|wait| wait <= left && wait >= left / 2)
+}
+
+/// The longest wait that is set where so much time is `left`: a little less, so that the same will do for
+/// the next message with the same deadline.
+fn wait_for(left: Duration) -> Duration {
+    left - left / 8
 }
 
 impl Connection {
@@ -69,6 +85,8 @@ impl Connection {
         Self {
             stream,
             buffer: Vec::new(),
+            read_wait: Cell::new(None),
+            write_wait: None,
         }
     }
 
@@ -80,17 +98,19 @@ impl Connection {
             if left.is_zero() {
                 return Err(io::ErrorKind::TimedOut.into());
             }
-            self.stream.set_read_timeout(Some(left))?;
+            if !will_do(self.read_wait.get(), left) {
+                let wait = wait_for(left);
+                self.stream.set_read_timeout(Some(wait))?;
+                self.read_wait.set(Some(wait));
+            }
             match self.stream.read(&mut chunk) {
                 Ok(count) => {
                     self.buffer
                         .extend_from_slice(chunk.get(..count).unwrap_or_default());
                     return Ok(count);
                 }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    return Err(io::ErrorKind::TimedOut.into());
-                }
+                // Whether there is time left is looked at again.
+                Err(error) if is_timeout(&error) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -104,14 +124,15 @@ impl Connection {
             if left.is_zero() {
                 return Err(io::ErrorKind::TimedOut.into());
             }
-            self.stream.set_write_timeout(Some(left))?;
+            if !will_do(self.write_wait, left) {
+                let wait = wait_for(left);
+                self.stream.set_write_timeout(Some(wait))?;
+                self.write_wait = Some(wait);
+            }
             match self.stream.write(rest) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(count) => rest = rest.get(count..).unwrap_or_default(),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    return Err(io::ErrorKind::TimedOut.into());
-                }
+                Err(error) if is_timeout(&error) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -187,6 +208,7 @@ impl Connection {
     /// Whether the peer has closed its end.
     pub(crate) fn is_gone(&self) -> bool {
         let mut byte = [0u8; 1];
+        self.read_wait.set(None);
         let peeked = self
             .stream
             .set_read_timeout(Some(PEEK_TIMEOUT))

@@ -1,8 +1,9 @@
-//! The listening end: a socket file that only its owner may use, an accept loop, a thread per
-//! connection.
+//! The listening end: a socket file that only its owner may use, or a TCP address, an accept loop, a
+//! thread per connection.
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -25,13 +26,38 @@ pub type Handler = dyn Fn(&Request) -> Response + Send + Sync;
 /// A listening socket. Its file is removed when the server is dropped.
 #[derive(Debug)]
 pub struct Server {
-    listener: UnixListener,
+    listener: Listener,
+    /// Socket file, or address.
     path: PathBuf,
     /// Most connections at a time.
     limit: usize,
-    /// Device and inode of our socket file: what another server put in its place is not ours.
-    identity: (u64, u64),
     shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+enum Listener {
+    Unix {
+        socket: UnixListener,
+        /// Device and inode of our socket file: what another server put in its place is not ours.
+        identity: (u64, u64),
+    },
+    Tcp(TcpListener),
+}
+
+impl Listener {
+    /// The next connection. Of a connection only what all stream sockets can do is used, whatever
+    /// their family.
+    fn accept(&self) -> io::Result<UnixStream> {
+        match self {
+            Self::Unix { socket, .. } => socket.accept().map(|(stream, _)| stream),
+            Self::Tcp(socket) => {
+                let (stream, _) = socket.accept()?;
+                // Answers are written whole: nothing is won by waiting for more.
+                stream.set_nodelay(true)?;
+                Ok(UnixStream::from(OwnedFd::from(stream)))
+            }
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -66,18 +92,46 @@ impl Server {
         refuse_occupied(path).map_err(failed)?;
         let listener = bind_private(path).map_err(failed)?;
         let file = fs::symlink_metadata(path).map_err(failed)?;
-        let socket = UnixStream::from(OwnedFd::from(listener.try_clone().map_err(failed)?));
-        Ok(Self {
-            listener,
-            path: path.to_owned(),
-            limit: CONNECTION_LIMIT,
+        let socket = OwnedFd::from(listener.try_clone().map_err(failed)?);
+        let listener = Listener::Unix {
+            socket: listener,
             identity: (file.dev(), file.ino()),
+        };
+        Ok(Self::of(listener, path.to_owned(), socket))
+    }
+
+    /// Listens on an address. Whoever can reach it can ask: it is for what nobody has to hide, or for
+    /// loopback addresses.
+    pub fn bind_tcp(address: SocketAddr) -> Result<Self, HttpError> {
+        let path = PathBuf::from(address.to_string());
+        let failed = |source| HttpError::Bind {
+            path: path.clone(),
+            source,
+        };
+        let listener = TcpListener::bind(address).map_err(failed)?;
+        let socket = OwnedFd::from(listener.try_clone().map_err(failed)?);
+        Ok(Self::of(Listener::Tcp(listener), path, socket))
+    }
+
+    fn of(listener: Listener, path: PathBuf, socket: OwnedFd) -> Self {
+        Self {
+            listener,
+            path,
+            limit: CONNECTION_LIMIT,
             shared: Arc::new(Shared {
-                socket,
+                socket: UnixStream::from(socket),
                 stopping: AtomicBool::new(false),
                 connections: AtomicUsize::new(0),
             }),
-        })
+        }
+    }
+
+    /// Where it listens by TCP, with the port that it got where any was asked for.
+    pub fn tcp_address(&self) -> Option<SocketAddr> {
+        match &self.listener {
+            Listener::Tcp(socket) => socket.local_addr().ok(),
+            Listener::Unix { .. } => None,
+        }
     }
 
     /// With another number of connections at a time than [`CONNECTION_LIMIT`].
@@ -95,7 +149,7 @@ impl Server {
     pub fn serve(&self, handler: Arc<Handler>) -> Result<(), HttpError> {
         while !self.shared.stopping.load(Ordering::SeqCst) {
             match self.listener.accept() {
-                Ok((stream, _)) => self.begin(Connection::new(stream), &handler),
+                Ok(stream) => self.begin(Connection::new(stream), &handler),
                 Err(_) if self.shared.stopping.load(Ordering::SeqCst) => break,
                 Err(error) if is_fatal(&error) => {
                     return Err(HttpError::Accept {
@@ -133,8 +187,11 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let ours = fs::symlink_metadata(&self.path)
-            .is_ok_and(|file| (file.dev(), file.ino()) == self.identity);
+        let Listener::Unix { identity, .. } = self.listener else {
+            return;
+        };
+        let ours =
+            fs::symlink_metadata(&self.path).is_ok_and(|file| (file.dev(), file.ino()) == identity);
         if ours {
             // Whoever comes next replaces a socket file that nobody listens on.
             let _ = fs::remove_file(&self.path);
@@ -242,4 +299,43 @@ fn bind_private(path: &Path) -> io::Result<UnixListener> {
     let listener = bound?;
     removed?;
     Ok(listener)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Method;
+    use std::io::{Read, Write};
+    use std::net::TcpStream;
+
+    #[test]
+    fn a_tcp_server_answers_and_stops() {
+        let server = Server::bind_tcp(([127, 0, 0, 1], 0).into()).unwrap();
+        let address = server.tcp_address().unwrap();
+        let stopper = server.stopper();
+        let handler: Arc<Handler> = Arc::new(|request| match request.method {
+            Method::Get => Response::new(200, "text/plain", request.path.clone().into_bytes()),
+            _ => Response::not_found(request),
+        });
+        let serving = std::thread::spawn(move || server.serve(handler));
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream
+            .write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        assert!(answer.ends_with("\r\n\r\n/metrics"), "{answer}");
+        stopper.stop();
+        serving.join().unwrap().unwrap();
+        assert!(TcpStream::connect(address).is_err());
+    }
+
+    #[test]
+    fn an_address_that_is_taken_is_named() {
+        let server = Server::bind_tcp(([127, 0, 0, 1], 0).into()).unwrap();
+        let address = server.tcp_address().unwrap();
+        let error = Server::bind_tcp(address).unwrap_err();
+        assert!(error.to_string().contains(&address.to_string()), "{error}");
+    }
 }

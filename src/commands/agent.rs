@@ -2,11 +2,13 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use anyhow::{Context, anyhow};
 use concertina_agent::clock::Moment;
-use concertina_agent::host::config::{Config, Listen, size_of_host};
+use concertina_agent::host::config::{Config, Listen, MetricsListen, size_of_host};
 use concertina_agent::host::{self, Host, Setup, api, notify};
+use concertina_http::{Handler, HttpError, Server, Stopper};
 
 use crate::commands::run::{image, vmm_command};
 use crate::failure::Usage;
@@ -28,6 +30,8 @@ agent takes them over, as it does after a crash. SIGHUP reads the configuration 
 Configuration (TOML; every key is optional; docs/agent.toml is a commented example):
   state_dir = \"DIR\"          folder of the instances; --state-dir overrides it
   listen = \"unix:PATH\"       where the API listens; --listen overrides it (daemon.sock in state_dir)
+  metrics_listen = \"127.0.0.1:9464\"
+                             where Prometheus may ask by TCP, a loopback address (nowhere)
   journal = \"PATH\"           what was begun, promised and remembered (host.journal in state_dir)
   overhead = \"16M\"           memory that each instance costs beside its own  (*)
   [capacity]                 what the host has (*)
@@ -71,13 +75,15 @@ pub fn run(args: &Args, state_dir: Option<&Path>) -> anyhow::Result<i32> {
     let mut signals = Signals::catch().context("Catching signals failed")?;
     let host = Host::start(setup(args, &config, state_dir)?)?;
     let server = api::bind(&host)?;
+    let metrics = config
+        .metrics_listen
+        .map(|MetricsListen(address)| api::bind_metrics(address));
+    let metrics = metrics.transpose()?;
     host.announce().map_err(|why| anyhow!(why))?;
-    let stopper = server.stopper();
-    let handler = api::handler(Arc::clone(&host));
-    let serving = std::thread::Builder::new()
-        .name("api".into())
-        .spawn(move || server.serve(handler))
-        .context("Starting the API's thread failed")?;
+    let api = Serving::begin("api", server, api::handler(Arc::clone(&host)))?;
+    let handler = || api::metrics_handler(Arc::clone(&host));
+    let metrics = metrics.map(|server| Serving::begin("metrics", server, handler()));
+    let metrics = metrics.transpose()?;
     notify::say(notify::READY);
     eprintln!(
         "concertina: The agent listens on {}",
@@ -88,13 +94,43 @@ pub fn run(args: &Args, state_dir: Option<&Path>) -> anyhow::Result<i32> {
         present = reload(args, &host, present);
     }
     notify::say(notify::STOPPING);
-    stopper.stop();
+    api.stop();
+    if let Some(metrics) = metrics {
+        metrics.stop();
+        metrics.join()?;
+    }
     host.leave();
     // Its socket file goes with it.
-    if let Ok(Err(error)) = serving.join() {
-        return Err(error.into());
-    }
+    api.join()?;
     Ok(0)
+}
+
+/// A server in a thread of its own.
+struct Serving {
+    thread: JoinHandle<Result<(), HttpError>>,
+    stopper: Stopper,
+}
+
+impl Serving {
+    fn begin(name: &str, server: Server, handler: Arc<Handler>) -> anyhow::Result<Self> {
+        let stopper = server.stopper();
+        let thread = std::thread::Builder::new()
+            .name(name.into())
+            .spawn(move || server.serve(handler))
+            .with_context(|| format!("Starting the thread '{name}' failed"))?;
+        Ok(Self { thread, stopper })
+    }
+
+    fn stop(&self) {
+        self.stopper.stop();
+    }
+
+    fn join(self) -> anyhow::Result<()> {
+        match self.thread.join() {
+            Ok(Err(error)) => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
 }
 
 fn read_config(args: &Args) -> anyhow::Result<Config> {

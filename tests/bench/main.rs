@@ -4,6 +4,7 @@
 //! `scripts/bench` runs `bench boot` where a clock counts instructions and the other parts where
 //! guests run at full speed, and then prints both with `bench report`. Each run writes a JSON file.
 
+mod agent;
 mod boot;
 mod control;
 mod footprint;
@@ -25,6 +26,7 @@ use report::Results;
 
 const USAGE: &str = "\
 Usage: bench PART[,PART]... --kernel FILE --initrd FILE --out FILE [--rounds N] [--peer-root DIR]
+       bench agent --out FILE
        bench report FILE... --out FILE
        bench probe ...
 
@@ -37,6 +39,7 @@ Usage: bench PART[,PART]... --kernel FILE --initrd FILE --out FILE [--rounds N] 
   peer-balloon    a balloon under QEMU
   io              disk, network and vsock, ours and QEMU's
   probe           the guest's end of 'io'
+  agent           what the agent costs its host with many simulated VMs; needs no KVM and no guest
   control         load on the control plane's API, with simulated hosts; alone, and without a kernel
   report          prints the results of several runs as a table, and writes them to one file
   --rounds N      how often each resize is measured (20)
@@ -69,6 +72,10 @@ fn run(arguments: &[String]) -> Result<()> {
     let Some((part, rest)) = arguments.split_first() else {
         bail!("{USAGE}");
     };
+    if let ("vcpu", [period_ms]) = (part.as_str(), rest) {
+        agent::play_vcpu(period_ms.parse()?);
+        return Ok(());
+    }
     if part == "probe" {
         return io::probe::run(rest);
     }
@@ -102,6 +109,10 @@ fn run(arguments: &[String]) -> Result<()> {
     let results = if part == "report" {
         let results = Results::merge(&files)?;
         println!("{}", results.table());
+        results
+    } else if part == "agent" {
+        let mut results = Results::default();
+        agent::measure(&mut results)?;
         results
     } else if part == "control" {
         let mut results = Results::default();

@@ -52,9 +52,20 @@ impl Results {
         let (Some(median), Some(p99)) = (at(0.5), at(0.99)) else {
             return;
         };
+        self.add_summary(name, of, unit, (median, p99), sorted.len());
+    }
+
+    /// Adds median and p99 of samples that somebody else has counted, and says them.
+    pub fn add_summary(
+        &mut self,
+        name: &str,
+        of: &str,
+        unit: &str,
+        (median, p99): (f64, f64),
+        samples: usize,
+    ) {
         println!(
-            "{name} ({of}): median {median:.2} {unit}, p99 {p99:.2} {unit}, {} samples",
-            sorted.len()
+            "{name} ({of}): median {median:.2} {unit}, p99 {p99:.2} {unit}, {samples} samples"
         );
         self.measured.push(Measured {
             name: name.to_owned(),
@@ -62,7 +73,7 @@ impl Results {
             unit: unit.to_owned(),
             median,
             p99,
-            samples: sorted.len(),
+            samples,
         });
     }
 

@@ -152,7 +152,6 @@ fn a_vmm_that_is_killed_and_a_guest_that_panics_are_explained_and_started_again(
     });
     let reason = event["reason"].as_str().unwrap();
     assert!(reason.contains("Kernel panic - not syncing"), "{reason}");
-    // What is typed is lost with its connection: it stays until it has had its effect.
     drop(shell);
     web.wait_for_status("it starts again", BOOT_LIMIT, |status| {
         status["restarts"] == 2 && status["state"] == "running"

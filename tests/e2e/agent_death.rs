@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 
-use crate::support::{Agent, Instance, Launch, MIB, STEP_LIMIT, proc, until};
+use crate::support::{Agent, Instance, Launch, MIB, proc};
 
 fn elastic(name: &str) -> Launch {
     Launch::new(name).cpus("1..2").memory("256M..1G")
@@ -128,15 +128,11 @@ fn a_full_disk_stops_what_would_begin_and_nothing_else() {
     let web = agent.launch(elastic("full"));
     let _shell = web.shell();
     disk.fill();
-    // The page of the journal's end has room for some records yet.
-    let report = until("a resize that is refused", STEP_LIMIT, || {
-        let cpus = if web.status()["cpus"]["target"] == 1.0 {
-            "2"
-        } else {
-            "1"
-        };
-        Some(web.resize(&["--cpus", cpus])).filter(|report| report["outcome"] == "refused")
-    });
+    // The last page of the journal has room for some records more.
+    let sizes = ["512M", "320M"].into_iter().cycle().take(40);
+    let mut reports = sizes.map(|size| web.resize(&["--memory", size]));
+    let refused = reports.find(|report| report["outcome"] == "refused");
+    let report = refused.expect("a resize that cannot be written down");
     let reason = report["reason"].as_str().unwrap();
     assert!(reason.contains("journal"), "{reason}");
     let trouble = agent.host().unwrap()["trouble"].clone();

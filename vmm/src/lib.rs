@@ -21,5 +21,6 @@ pub mod pci;
 pub mod plan;
 pub mod process;
 pub mod server;
+pub mod shed;
 pub mod usage;
 pub mod virtio;

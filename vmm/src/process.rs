@@ -18,6 +18,7 @@ use crate::exit::{Exit, ExitNotifier};
 use crate::machine::Machine;
 use crate::plan::VmPlan;
 use crate::server;
+use crate::shed::Shedding;
 use crate::virtio::net;
 use crate::virtio::pci::{Source, VirtioRunner};
 
@@ -191,9 +192,12 @@ impl<'a> EventLoop<'a> {
 
     fn run(&mut self, exit: &ExitNotifier) -> io::Result<Exit> {
         let mut ready = Vec::new();
+        let mut shedding = Shedding::begin();
         loop {
-            let timeout = self.input_waits.then_some(INPUT_RETRY);
+            let retry = self.input_waits.then_some(INPUT_RETRY);
+            let timeout = retry.into_iter().chain(shedding.left()).min();
             self.poller.wait(timeout, &mut ready)?;
+            shedding.look();
             for token in &ready {
                 self.handle(*token)?;
             }

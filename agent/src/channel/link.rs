@@ -1,12 +1,11 @@
-//! The thread that listens to a guest: one connection at a time, read no faster than a limit.
+//! The job that listens to a guest: one connection at a time, read no faster than a limit.
 
 use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use concertina_guest::channel::{
@@ -15,7 +14,7 @@ use concertina_guest::channel::{
 
 use super::limit::Limit;
 use super::{PERIOD, Shared};
-use crate::poll;
+use crate::pool::{Events, Interest, Job, Watched};
 
 /// Bytes that a guest may say in a second: a report has some hundred.
 const BYTES_PER_SECOND: u64 = 32 << 10;
@@ -26,6 +25,11 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// A connection with so many lines that are no messages is none of ours.
 const MAX_BAD_LINES: u32 = 16;
 
+/// What wakes it.
+const LINK: u8 = 0;
+const LISTENER: u8 = 1;
+const CLIENT: u8 = 2;
+
 /// The listener, and the guest that has connected last.
 pub struct Link {
     listener: UnixListener,
@@ -33,11 +37,16 @@ pub struct Link {
     /// Kept over connections: coming again gains nothing.
     limit: Limit,
     accept_at: Instant,
+    /// Somebody may wait to be accepted.
+    has_caller: bool,
+    is_watched: bool,
     shared: Arc<Shared>,
 }
 
 struct Client {
     stream: UnixStream,
+    /// There may be something to read.
+    has_words: bool,
     lines: Lines,
     bad_lines: u32,
 }
@@ -54,57 +63,40 @@ impl Link {
             client: None,
             limit: Limit::new(BYTES_PER_SECOND, 2 * MAX_LINE_BYTES as u64, now),
             accept_at: now,
+            has_caller: true,
+            is_watched: false,
             shared,
         })
     }
 
-    /// Until the channel is closed.
-    pub fn run(mut self) {
-        while !self.shared.stopping.load(Ordering::SeqCst) {
-            let now = Instant::now();
-            let may_accept = now >= self.accept_at;
-            let may_read = self.limit.left(now) > 0;
-            let fd = |wanted: bool, fd: Option<RawFd>| fd.filter(|_| wanted).unwrap_or(-1);
-            let client = self.client.as_ref().map(|client| client.stream.as_raw_fd());
-            let fds = [
-                self.shared.link.as_raw_fd(),
-                fd(may_accept, Some(self.listener.as_raw_fd())),
-                fd(may_read, client),
-            ];
-            let pause = if may_accept && may_read {
-                None
-            } else {
-                Some(LIMIT_PAUSE)
-            };
-            let Ok(ready) = poll::wait_readable(&fds, pause) else {
-                // Without polling there is no listening; the guest counts as silent.
-                break;
-            };
-            self.shared.link.clear();
-            if ready.get(1) == Some(&true) {
-                self.accept(now);
-            }
-            if ready.get(2) == Some(&true) && self.read().is_err() {
-                self.forget();
-            }
-            if self.write().is_err() {
-                self.forget();
-            }
-        }
-        self.forget();
+    /// Is woken by what wakes it. Without that there is no listening; the guest counts as silent.
+    fn watch(&mut self, watched: &Watched<'_>) {
+        let link = watched.watch(self.shared.link.as_raw_fd(), Interest::Readable, LINK);
+        let listener = watched.watch(self.listener.as_raw_fd(), Interest::Readable, LISTENER);
+        self.is_watched = link.is_ok() && listener.is_ok();
     }
 
-    fn accept(&mut self, now: Instant) {
-        self.accept_at = now + ACCEPT_PAUSE;
-        let Ok((stream, _)) = self.listener.accept() else {
-            return;
+    fn accept(&mut self, watched: &Watched<'_>) {
+        let stream = match self.listener.accept() {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // What went wrong otherwise is tried again.
+                self.has_caller = error.kind() != ErrorKind::WouldBlock;
+                self.accept_at = Instant::now() + ACCEPT_PAUSE;
+                return;
+            }
         };
-        if stream.set_nonblocking(true).is_err() {
+        self.accept_at = Instant::now() + ACCEPT_PAUSE;
+        let is_usable = stream
+            .set_nonblocking(true)
+            .and_then(|()| watched.watch(stream.as_raw_fd(), Interest::Readable, CLIENT));
+        if is_usable.is_err() {
             return;
         }
         // The newest counts: the guest's program has been started again.
         self.client = Some(Client {
             stream,
+            has_words: true,
             lines: Lines::default(),
             bad_lines: 0,
         });
@@ -117,6 +109,25 @@ impl Link {
             ..ToGuest::default()
         };
         self.shared.post(&mut self.shared.state(), &hello);
+    }
+
+    /// Reads what is there, as far as the limit lets it.
+    fn read_all(&mut self) {
+        while self.client.as_ref().is_some_and(|client| client.has_words)
+            && self.limit.left(Instant::now()) > 0
+        {
+            if self.read().is_err() {
+                self.forget();
+            }
+        }
+    }
+
+    /// When there is something to do that no event tells of.
+    fn next(&self) -> Option<Instant> {
+        let accept = self.has_caller.then_some(self.accept_at);
+        let has_words = self.client.as_ref().is_some_and(|client| client.has_words);
+        let read = has_words.then(|| Instant::now() + LIMIT_PAUSE);
+        accept.into_iter().chain(read).min()
     }
 
     fn forget(&mut self) {
@@ -137,7 +148,10 @@ impl Link {
         let got = match client.stream.read(part) {
             Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
             Ok(got) => got,
-            Err(error) if is_for_now(&error) => return Ok(()),
+            Err(error) if is_for_now(&error) => {
+                client.has_words = error.kind() == ErrorKind::Interrupted;
+                return Ok(());
+            }
             Err(error) => return Err(error),
         };
         self.limit.take(got as u64);
@@ -169,6 +183,33 @@ impl Link {
                 client.stream.write_all(&line)?;
             }
         }
+    }
+}
+
+impl Job for Link {
+    fn run(&mut self, events: Events, watched: &Watched<'_>) -> Option<Instant> {
+        if !self.is_watched {
+            self.watch(watched);
+        }
+        self.shared.link.clear();
+        self.has_caller |= events.has(LISTENER);
+        if let Some(client) = &mut self.client {
+            client.has_words |= events.has(CLIENT);
+        }
+        if self.has_caller && Instant::now() >= self.accept_at {
+            self.accept(watched);
+        }
+        self.read_all();
+        if self.write().is_err() {
+            self.forget();
+        }
+        self.next()
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.forget();
     }
 }
 

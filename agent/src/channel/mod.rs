@@ -1,9 +1,9 @@
 //! The host's end of the channel to the program in the guest (see [`concertina_guest::channel`]).
 //!
 //! ```text
-//! guest ─► vsock.sock_1030 ─► Link (own thread: limits, lines) ─► Reading (what is sane of it)
+//! guest ─► vsock.sock_1030 ─► Link (a job: limits, lines) ─► Reading (what is sane of it)
 //!                                                                    │
-//!     watch thread ◄── samples, a wake-up when a report is urgent ◄──┤
+//!     watch job    ◄── samples, a wake-up when a report is urgent ◄──┤
 //!     resizes      ──► hooks, and their answers                   ◄──┘
 //! ```
 //! Everything that comes from the guest is untrusted. How fast it is read is limited, so that a guest
@@ -22,7 +22,6 @@ use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use concertina_api::instance::GuestStatus;
@@ -33,6 +32,7 @@ use concertina_guest::channel::{
 
 use crate::policy::{Observations, Sample};
 use crate::poll::Wakeup;
+use crate::pool::{JobId, Pool};
 use crate::resize::GuestHooks;
 use link::Link;
 use reading::Reading;
@@ -45,7 +45,7 @@ pub const PERIOD: Duration = Duration::from_secs(1);
 const HOOK_DEADLINE: Duration = Duration::from_secs(5);
 /// How much longer than that their answer may be on its way.
 const ANSWER_GRACE: Duration = Duration::from_millis(500);
-/// Shortest time between two reports that wake the watch thread: each costs a look at everything.
+/// Shortest time between two reports that wake the watch job: each costs a look at everything.
 const ALARM_PAUSE: Duration = Duration::from_millis(200);
 /// Most messages that wait for a guest that does not read; more are lost.
 const MAX_OUTBOX: usize = 16;
@@ -60,10 +60,9 @@ struct Shared {
     answered: Condvar,
     /// An urgent report has come since the last look.
     alarm: AtomicBool,
-    stopping: AtomicBool,
-    /// Wakes the link's thread.
+    /// Wakes the link's job.
     link: Wakeup,
-    /// Wakes the watch thread.
+    /// Wakes the watch job.
     watch: Arc<Wakeup>,
 }
 
@@ -72,7 +71,7 @@ struct State {
     connected: bool,
     /// The last report and when it came.
     last: Option<(Instant, Reading)>,
-    /// When an urgent report has last woken the watch thread.
+    /// When an urgent report has last woken the watch job.
     alarmed: Option<Instant>,
     outbox: VecDeque<Vec<u8>>,
     last_id: u64,
@@ -88,7 +87,7 @@ pub struct Channel {
     shared: Arc<Shared>,
     /// The zero of the samples' clock.
     launched: Instant,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    job: Mutex<Option<(Arc<Pool>, JobId)>>,
 }
 
 impl Channel {
@@ -103,36 +102,34 @@ impl Channel {
                 state: Mutex::default(),
                 answered: Condvar::new(),
                 alarm: AtomicBool::new(false),
-                stopping: AtomicBool::new(false),
                 link: Wakeup::new()?,
                 watch,
             }),
             launched,
-            thread: Mutex::new(None),
+            job: Mutex::new(None),
         })
     }
 
-    /// Listens on `socket`, in a thread of its own, until [`Channel::close`].
+    /// Listens on `socket`, in a job of `pool`, until [`Channel::close`].
     ///
     /// # Errors
-    /// The socket or the thread cannot be made.
-    pub fn listen(&self, socket: &Path) -> io::Result<()> {
+    /// The socket or the job cannot be made.
+    pub fn listen(&self, socket: &Path, pool: &Arc<Pool>) -> io::Result<()> {
         let link = Link::bind(socket, Arc::clone(&self.shared))?;
-        let thread = thread::Builder::new()
-            .name("channel".into())
-            .stack_size(256 << 10)
-            .spawn(move || link.run())?;
-        *self.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
+        let job = pool.add(Box::new(link))?;
+        *self.job.lock().unwrap_or_else(PoisonError::into_inner) = Some((Arc::clone(pool), job));
         Ok(())
     }
 
-    /// Ends the thread.
+    /// Ends the job, and with it the listening.
     pub fn close(&self) {
-        self.shared.stopping.store(true, Ordering::SeqCst);
-        self.shared.link.set();
-        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(thread) = thread.take() {
-            let _ = thread.join();
+        let job = self
+            .job
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some((pool, job)) = job {
+            drop(pool.remove(job));
         }
     }
 
@@ -274,7 +271,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts a message where the link's thread finds it; false when it is lost.
+    /// Puts a message where the link finds it; false when it is lost.
     fn post(&self, state: &mut State, message: &ToGuest) -> bool {
         let Some(line) = channel::encode(message) else {
             return false;

@@ -1,5 +1,6 @@
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::thread::{self, JoinHandle};
 
 use concertina_api::policy::Metric;
 use concertina_guest::channel::{
@@ -23,7 +24,7 @@ fn bench() -> Bench {
     let watch = Arc::new(Wakeup::new().unwrap());
     let channel = Channel::new(Instant::now(), Arc::clone(&watch)).unwrap();
     let socket = temp.path().join("s");
-    channel.listen(&socket).unwrap();
+    channel.listen(&socket, &Arc::default()).unwrap();
     Bench {
         channel: Arc::new(channel),
         watch,

@@ -1,5 +1,6 @@
 //! The agent's API on its unix socket. Who may connect is decided by the socket's file mode, 0600.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -9,7 +10,7 @@ use concertina_api::host::{
 };
 use concertina_api::instance::{InstanceSize, InstanceStatus, StopRequest};
 use concertina_api::policy::{Axis, Policy};
-use concertina_http::{Handler, HttpError, Request, Response, Server};
+use concertina_http::{Handler, HttpError, Method, Request, Response, Server};
 
 use super::routes::{ROUTES, matched};
 use super::{Host, PolicyRefused, openapi as description, streams};
@@ -26,6 +27,9 @@ pub use description::document as openapi_document;
 /// Most connections at a time: launches and resizes keep theirs until they have ended, streams for as
 /// long as somebody listens.
 const CONNECTIONS: usize = 256;
+/// Most connections of Prometheus at a time: each answer of a large host takes some MiB.
+const METRICS_CONNECTIONS: usize = 4;
+const METRICS: &str = "/metrics";
 /// Instances that are asked at the same time for a list: one that hangs delays it only once.
 const ASKED_AT_ONCE: usize = 16;
 
@@ -43,6 +47,25 @@ pub(super) struct Call<'a> {
 /// The socket cannot be made.
 pub fn bind(host: &Host) -> Result<Server, HttpError> {
     Server::bind(host.socket()).map(|server| server.with_limit(CONNECTIONS))
+}
+
+/// Listens for Prometheus.
+///
+/// # Errors
+/// The address cannot be had.
+pub fn bind_metrics(address: SocketAddr) -> Result<Server, HttpError> {
+    Server::bind_tcp(address).map(|server| server.with_limit(METRICS_CONNECTIONS))
+}
+
+/// Answers Prometheus: metrics, and nothing else.
+pub fn metrics_handler(host: Arc<Host>) -> Arc<Handler> {
+    Arc::new(
+        move |request| match (request.method, request.path.as_str()) {
+            (Method::Get, METRICS) => metrics_of(&host),
+            (_, METRICS) => Response::problem(405, "Metrics can only be read".to_owned()),
+            _ => Response::problem(404, "Here is nothing but /metrics".to_owned()),
+        },
+    )
 }
 
 /// Answers the requests to a host's agent.
@@ -272,6 +295,10 @@ pub(super) fn openapi(_call: &Call<'_>) -> Response {
 }
 
 pub(super) fn metrics(call: &Call<'_>) -> Response {
-    let text = super::metrics::text(call.host).into_bytes();
+    metrics_of(call.host)
+}
+
+fn metrics_of(host: &Arc<Host>) -> Response {
+    let text = super::metrics::text(host).into_bytes();
     Response::new(200, "text/plain; version=0.0.4", text)
 }

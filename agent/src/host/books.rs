@@ -109,6 +109,11 @@ impl HostBooks {
         self.journal.with(|journal| look(journal.book()))
     }
 
+    /// Length of the journal in bytes.
+    pub fn journal_bytes(&self) -> u64 {
+        self.journal.with(|journal| journal.length())
+    }
+
     /// Why nothing can be begun at the moment; `None`: the journal can be written.
     pub fn trouble(&self) -> Option<String> {
         self.write_the_unwritten().err().map(|error| {

@@ -2,6 +2,7 @@
 //! their defaults and what they mean.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use concertina_api::{Bytes, Cpus};
@@ -28,6 +29,8 @@ pub struct Config {
     pub state_dir: Option<PathBuf>,
     /// Where the API listens: `unix:PATH`.
     pub listen: Option<Listen>,
+    /// Where Prometheus may ask by TCP; absent: nowhere.
+    pub metrics_listen: Option<MetricsListen>,
     /// The journal; it has to survive a crash of the agent, not of the host.
     pub journal: Option<PathBuf>,
     /// What the host has; absent: all that it has.
@@ -86,6 +89,29 @@ impl std::str::FromStr for Listen {
     }
 }
 
+/// A loopback address on which metrics are served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct MetricsListen(pub SocketAddr);
+
+impl TryFrom<String> for MetricsListen {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let address: Option<SocketAddr> = text.parse().ok();
+        match address {
+            Some(address) if address.ip().is_loopback() => Ok(Self(address)),
+            Some(_) => Err(format!(
+                "'{text}' is no loopback address: metrics name all VMs of the host, and are served on \
+                 127.0.0.0/8 or [::1] only"
+            )),
+            None => Err(format!(
+                "'{text}' is no address to serve metrics on: write ADDRESS:PORT, as in 127.0.0.1:9464"
+            )),
+        }
+    }
+}
+
 impl Config {
     /// Reads a file.
     ///
@@ -136,6 +162,10 @@ impl Config {
         [
             ("state_dir", self.state_dir != other.state_dir),
             ("listen", self.listen != other.listen),
+            (
+                "metrics_listen",
+                self.metrics_listen != other.metrics_listen,
+            ),
             ("journal", self.journal != other.journal),
         ]
         .into_iter()
@@ -189,6 +219,7 @@ mod tests {
         let config = Config::parse(&settings).unwrap();
         let filled = config.clone();
         assert!(filled.state_dir.is_some() && filled.listen.is_some() && filled.journal.is_some());
+        assert!(filled.metrics_listen.is_some());
         assert!(filled.capacity.cpus.is_some() && filled.capacity.memory.is_some());
         assert!(filled.reserve.cpus.is_some() && filled.reserve.memory.is_some());
         let of_defaults = Config::default().limits(HOST);
@@ -206,6 +237,8 @@ mod tests {
             ("capacity = { cpus = 4, disks = 3 }", "line 1", "disks"),
             ("\n[overcommit]\nmemory = 100", "line 3", "100"),
             ("listen = \"tcp:80\"", "line 1", "unix:PATH"),
+            ("\nmetrics_listen = \"0.0.0.0:9464\"", "line 2", "loopback"),
+            ("metrics_listen = \"9464\"", "line 1", "ADDRESS:PORT"),
         ] {
             let error = Config::parse(text).unwrap_err();
             assert!(error.contains(line) && error.contains(word), "{error}");
@@ -215,7 +248,11 @@ mod tests {
     #[test]
     fn what_cannot_change_is_named() {
         let before = Config::parse("listen = \"unix:/a\"").unwrap();
-        let after = Config::parse("listen = \"unix:/b\"\noverhead = \"1M\"").unwrap();
-        assert_eq!(before.fixed_differences(&after), ["listen"]);
+        let after = "listen = \"unix:/b\"\noverhead = \"1M\"\nmetrics_listen = \"[::1]:1\"";
+        let after = Config::parse(after).unwrap();
+        assert_eq!(
+            before.fixed_differences(&after),
+            ["listen", "metrics_listen"]
+        );
     }
 }

@@ -46,6 +46,8 @@ use crate::instance::{Core, InForce, LaunchRecord, OnEnd, Owner};
 use crate::journal::{Journal, SharedJournal};
 use crate::launch::{BootImage, BootSource, Host as LaunchHost, LaunchError, LaunchSpec};
 use crate::ledger::{Claim, Limits};
+use crate::measure::Measures;
+use crate::pool::Pool;
 use crate::state_dir::{InstancePaths, InstanceRecord, StateDir};
 use crate::{fault, launch, sentence};
 
@@ -77,6 +79,8 @@ pub struct Host {
     socket: PathBuf,
     books: Arc<HostBooks>,
     hub: Arc<Hub>,
+    measures: Arc<Measures>,
+    pool: Arc<Pool>,
     launch_host: LaunchHost,
     vmm_command: Vec<OsString>,
     boot_sources: BootSources,
@@ -158,6 +162,8 @@ impl Host {
             socket: setup.socket,
             books: Arc::new(books),
             hub: Arc::default(),
+            measures: Arc::default(),
+            pool: Arc::default(),
             launch_host,
             vmm_command: setup.vmm_command,
             boot_sources: setup.boot_sources,
@@ -191,6 +197,11 @@ impl Host {
     /// The events of all its instances, as they happen.
     pub(crate) fn hub(&self) -> &Hub {
         &self.hub
+    }
+
+    /// What it counts of its own work.
+    pub(crate) fn measures(&self) -> &Measures {
+        &self.measures
     }
 
     /// Since when it runs.
@@ -396,6 +407,7 @@ impl Host {
             self.socket.clone(),
             Arc::clone(&self.hub),
         )
+        .with(Arc::clone(&self.measures), Arc::clone(&self.pool))
     }
 
     fn on_end(self: &Arc<Self>, name: &str) -> OnEnd {

@@ -84,7 +84,7 @@ fn setup_of(told: &Told) -> (Setup, LaunchHost) {
 }
 
 /// An agent that serves, in this process.
-struct Agent {
+pub(super) struct Agent {
     host: Arc<Host>,
     stopper: concertina_http::Stopper,
     thread: Option<std::thread::JoinHandle<()>>,
@@ -146,7 +146,7 @@ impl Bench {
         default_socket(&self.state_dir())
     }
 
-    fn agent(&self) -> Agent {
+    pub(super) fn agent(&self) -> Agent {
         Agent::start(&self.told())
     }
 
@@ -206,7 +206,7 @@ impl Bench {
         }
     }
 
-    fn launch(&self, name: &str) -> Result<InstanceStatus, concertina_http::HttpError> {
+    pub(super) fn launch(&self, name: &str) -> Result<InstanceStatus, concertina_http::HttpError> {
         client::launch(&self.socket(), name, &self.request())
     }
 
@@ -218,7 +218,7 @@ impl Bench {
         client::status(&self.paths(name)).unwrap()
     }
 
-    fn resize_memory(&self, name: &str, mib: u64) -> (Outcome, String) {
+    pub(super) fn resize_memory(&self, name: &str, mib: u64) -> (Outcome, String) {
         let wish = InstanceResize {
             memory: Some(Bytes::mib(mib)),
             ..InstanceResize::default()

@@ -31,6 +31,7 @@ use crate::channel::Channel;
 use crate::clock::Moment;
 use crate::events::{EventLog, wall_clock};
 use crate::launch::{BootSource, LaunchError, LaunchSpec};
+use crate::measure::InstanceMeasures;
 use crate::net::{NetPrograms, Networks};
 use crate::policy::{Observations, PolicyState, Sample};
 use crate::poll::Wakeup;
@@ -118,6 +119,8 @@ pub(crate) struct Core {
     pub(super) commit_wakeup: Arc<Wakeup>,
     /// Answers of requests with an idempotency key.
     pub(super) answers: Answers,
+    /// What is counted of it.
+    pub(crate) measures: InstanceMeasures,
     live: Mutex<Live>,
     /// What the decision remembered when the agent before this one ended.
     remembered: Mutex<Option<PolicyState>>,
@@ -263,6 +266,7 @@ impl Core {
         )
         .with_io(policy.io, first_rates(&parts.vm, &parts.nets))
         .with_hooks(channel.clone())
+        .with_measures(Arc::clone(&parts.owner.measures))
         .with_usage(Arc::clone(&usage));
         resizer.set_policy(
             policy.bounds,
@@ -290,6 +294,7 @@ impl Core {
             vm: Mutex::new(parts.vm),
             usage,
             answers: Answers::default(),
+            measures: InstanceMeasures::default(),
             live: Mutex::new(Live {
                 state: InstanceState::Starting,
                 vmm: None,
@@ -553,6 +558,11 @@ impl Core {
         let resident = Bytes(self.resizer.resident());
         self.usage
             .adopted(&Moment::now(), self.resizer.size(), resident);
+    }
+
+    /// How often its vmm was started again after a failure, by this agent.
+    pub(crate) fn restarts(&self) -> u64 {
+        self.live().restarts
     }
 
     /// It is started again after a failure.

@@ -99,6 +99,23 @@ pub(super) fn keep(
     ended
 }
 
+/// Learns what a vmm has that another agent has started. Not in the keeper's own thread: what that
+/// touches of its stack once, it keeps for the life of the instance.
+pub(super) fn introduce(core: &Core, vmm: &VmmProcess) {
+    let id = vmm.id();
+    core.set_vmm(Some(id), InstanceState::Running);
+    match core.vmm.with_deadline(ADOPTION_DEADLINE).describe() {
+        Ok(seen) => core.take_over_at(&seen),
+        // One that hangs has the size that the books have, until it answers.
+        Err(_) => core.take_over_unseen(),
+    }
+    core.go_on_with_usage();
+    core.events.append(EventKind::Adopted {
+        agent_pid: ProcessId::of_self().pid,
+        vmm_pid: id.pid,
+    });
+}
+
 /// One life after the other.
 fn live<'a>(core: &'a Arc<Core>, tries: &mut Tries, mut next: Next<'a>) -> Kept {
     loop {
@@ -320,20 +337,8 @@ impl<'a> Life<'a> {
         Ok(life)
     }
 
-    /// A life that another agent has begun.
+    /// A life that another agent has begun, and that was [introduced](introduce).
     fn taken_over(core: &'a Core, vmm: VmmProcess) -> Self {
-        let id = vmm.id();
-        core.set_vmm(Some(id), InstanceState::Running);
-        match core.vmm.with_deadline(ADOPTION_DEADLINE).describe() {
-            Ok(seen) => core.take_over_at(&seen),
-            // One that hangs has the size that the books have, until it answers.
-            Err(_) => core.take_over_unseen(),
-        }
-        core.go_on_with_usage();
-        core.events.append(EventKind::Adopted {
-            agent_pid: ProcessId::of_self().pid,
-            vmm_pid: id.pid,
-        });
         Self {
             vmm,
             began: Instant::now(),

@@ -2,10 +2,11 @@
 //!
 //! ```text
 //! keeper thread     starts the vmm, waits for its end, starts it again after a guest's reset
-//!   └─ watch thread   signals → decision → resize, one a life of the vmm
+//!   └─ watch job      signals → decision → resize, one a life of the vmm
 //! api thread        agent.sock: status, resize, stop
-//! channel thread    what the program in the guest says
+//! channel job       what the program in the guest says
 //! ```
+//! Jobs run in the process's pool ([`crate::pool`]), with those of all other instances.
 //! They share one [`core::Core`]. The keeper is a thread of its own because the vmm of a process for
 //! one instance dies with the thread that started it. In the agent of a host there is no api thread:
 //! the agent has one socket for all its instances.
@@ -240,7 +241,7 @@ impl Instance {
 /// Begins to listen to the program in the guest.
 fn listen(core: &Core) -> Result<(), LaunchError> {
     core.channel
-        .listen(&core.paths.channel_socket)
+        .listen(&core.paths.channel_socket, &core.owner.pool)
         .map_err(|e| LaunchError::Vmm(format!("The channel to the guest cannot be made: {e}")))
 }
 
@@ -285,6 +286,9 @@ impl Core {
         let (tell, told) = sync_channel(1);
         let kept = Arc::clone(&core);
         listen(&core)?;
+        if let First::TakeOver(vmm) = &first {
+            keeper::introduce(&core, vmm);
+        }
         spawn("keeper", move || {
             let ended = keeper::keep(&kept, first, tell);
             kept.after(ended, on_end);
@@ -332,6 +336,21 @@ impl Core {
     /// What it has.
     pub(crate) fn size(&self) -> Size {
         self.resizer.size()
+    }
+
+    /// What it shall have.
+    pub(crate) fn target(&self) -> Size {
+        self.resizer.target()
+    }
+
+    /// vCPUs that are online or coming.
+    pub(crate) fn vcpus(&self) -> u32 {
+        self.resizer.present().vcpus
+    }
+
+    /// Anonymous memory of its vmm that is resident on the host, in bytes; 0: it has none.
+    pub(crate) fn resident_bytes(&self) -> u64 {
+        self.resizer.resident()
     }
 
     /// Whether a change of this axis is under way.

@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use super::ExitReport;
 use crate::events::Hub;
+use crate::measure::Measures;
+use crate::pool::Pool;
 use crate::resize::books::Books;
 use crate::resize::capacity::HostMemory;
 use crate::vmm::Bond;
@@ -23,6 +25,10 @@ pub(crate) struct Owner {
     pub socket: Option<PathBuf>,
     /// Who else hears its events.
     pub hub: Option<Arc<Hub>>,
+    /// What all its instances have in common is counted there.
+    pub measures: Arc<Measures>,
+    /// Where its instances are looked at.
+    pub pool: Arc<Pool>,
 }
 
 impl Owner {
@@ -33,6 +39,8 @@ impl Owner {
             books: Arc::new(HostMemory::new(Path::new("/proc/meminfo"))),
             socket: None,
             hub: None,
+            measures: Arc::default(),
+            pool: Arc::default(),
         }
     }
 
@@ -43,6 +51,17 @@ impl Owner {
             books,
             socket: Some(socket),
             hub: Some(hub),
+            measures: Arc::default(),
+            pool: Arc::default(),
+        }
+    }
+
+    /// Counts there, and looks there.
+    pub fn with(self, measures: Arc<Measures>, pool: Arc<Pool>) -> Self {
+        Self {
+            measures,
+            pool,
+            ..self
         }
     }
 }

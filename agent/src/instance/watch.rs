@@ -1,12 +1,10 @@
-//! The thread that looks, decides, and lets resizes be carried out, for one life of the vmm.
+//! The job that looks, decides, and lets resizes be carried out, for one life of the vmm.
 //!
-//! It wakes once a period, and at once when the kernel's pressure trigger fires, the guest says that
+//! It runs once a period, and at once when the kernel's pressure trigger fires, the guest says that
 //! something is urgent, a resize has ended, or the life is over. A resize runs in a thread of its own,
 //! so that no axis makes another one wait, nor the looking; limits on I/O, which take no time, share one.
 
 use std::collections::BTreeMap;
-use std::io;
-use std::os::fd::RawFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,10 +23,15 @@ use super::disks::DiskWatch;
 use super::needs;
 use super::news::News;
 use super::recommend::Recommendations;
+use crate::clock::thread_cpu;
+use crate::measure::{Phase, Way};
 use crate::plan::memory::Held as HeldMemory;
 use crate::policy::window::STALE_PERIODS;
-use crate::policy::{Decision, MemoryShort, Observations, PolicyState, Sample, Size, Wish, decide};
-use crate::poll::{self, Wakeup};
+use crate::policy::{
+    Decision, MemoryShort, Observations, PolicyState, Sample, Size, Wish, decide_in_place,
+    rule_texts,
+};
+use crate::pool::{Events, Interest, Job, JobId, Watched};
 use crate::resize::{Cause, Order};
 use crate::signals::kvm::{DEBUGFS_KVM, KvmStatistics};
 use crate::signals::psi::Trigger;
@@ -45,48 +48,72 @@ const LEAST_TICK: Duration = Duration::from_millis(20);
 /// Share of its window that an instance has to wait before the kernel wakes us, in percent.
 const TRIGGER_PERCENT: u64 = 10;
 
-/// The watch thread of one life.
+/// The watch over one life.
 pub(super) struct Watch {
-    over: Arc<Over>,
-    thread: Option<JoinHandle<()>>,
+    core: Arc<Core>,
+    over: Arc<AtomicBool>,
+    job: Option<JobId>,
 }
 
-/// Tells the thread that the life is over.
-struct Over {
-    flag: AtomicBool,
-    wakeup: Arc<Wakeup>,
-}
+/// What wakes it besides the time.
+const WAKEUP: u8 = 0;
+const TRIGGER: u8 = 1;
 
 impl Watch {
-    /// Starts watching. Without its thread an instance runs on at the size that it has, and that is
-    /// said.
+    /// Starts watching. Without it an instance runs on at the size that it has, and that is said.
     pub(super) fn begin(core: &Arc<Core>) -> Self {
-        let over = Arc::new(Over {
-            flag: AtomicBool::new(false),
-            wakeup: Arc::clone(&core.commit_wakeup),
-        });
-        let (watched, flag) = (Arc::clone(core), Arc::clone(&over));
-        let spawned = thread::Builder::new().name("watch".into()).spawn(move || {
-            if let Some(mut watcher) = Watcher::begin(&watched, &flag) {
-                watcher.run(&flag);
-            }
-        });
-        if let Err(error) = &spawned {
+        let over = Arc::new(AtomicBool::new(false));
+        let added = core.owner.pool.add(Box::new(Watching {
+            core: Arc::clone(core),
+            over: Arc::clone(&over),
+            watcher: None,
+        }));
+        if let Err(error) = &added {
             eprintln!("concertina: Instance {} is not watched: {error}", core.name);
         }
         Self {
+            core: Arc::clone(core),
             over,
-            thread: spawned.ok(),
+            job: added.ok(),
         }
     }
 
     /// Ends it, with the resizes that it has begun.
-    pub(super) fn end(mut self) {
-        self.over.flag.store(true, Ordering::SeqCst);
-        self.over.wakeup.set();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+    pub(super) fn end(self) {
+        self.over.store(true, Ordering::SeqCst);
+        if let Some(job) = self.job {
+            drop(self.core.owner.pool.remove(job));
         }
+    }
+}
+
+/// The job.
+struct Watching {
+    core: Arc<Core>,
+    over: Arc<AtomicBool>,
+    /// Absent until the vmm has said which threads to look at.
+    watcher: Option<Watcher>,
+}
+
+impl Job for Watching {
+    fn run(&mut self, events: Events, watched: &Watched<'_>) -> Option<Instant> {
+        if self.over.load(Ordering::SeqCst) {
+            return None;
+        }
+        let began = thread_cpu();
+        let next = match &mut self.watcher {
+            Some(watcher) => watcher.turn(events, watched),
+            None => match Watcher::begin(&self.core) {
+                None => Instant::now() + LEAST_TICK,
+                Some(watcher) => {
+                    watcher.watch(watched);
+                    self.watcher.insert(watcher).next
+                }
+            },
+        };
+        let spent = thread_cpu().saturating_sub(began);
+        self.core.measures.spent(spent);
+        Some(next)
     }
 }
 
@@ -96,11 +123,15 @@ struct Running {
     direction: Direction,
 }
 
-/// What the watch thread knows.
+/// What the watch knows.
 struct Watcher {
     core: Arc<Core>,
     in_force: Arc<InForce>,
+    /// The rules in force as text, in their order.
+    texts: Vec<String>,
     state: PolicyState,
+    /// When the next period is over.
+    next: Instant,
     sampler: Sampler,
     triggers: Vec<Trigger>,
     cpus: Option<Running>,
@@ -121,15 +152,9 @@ struct Watcher {
 }
 
 impl Watcher {
-    /// Learns which threads to look at; `None` when the life is over before the vmm says so.
-    fn begin(core: &Arc<Core>, over: &Over) -> Option<Self> {
-        let seen = loop {
-            match core.vmm.describe() {
-                Ok(seen) => break seen,
-                Err(_) if over.flag.load(Ordering::SeqCst) => return None,
-                Err(_) => thread::sleep(LEAST_TICK),
-            }
-        };
+    /// Learns which threads to look at; `None` when the vmm does not say so.
+    fn begin(core: &Arc<Core>) -> Option<Self> {
+        let seen = core.vmm.describe().ok()?;
         core.answered(&seen);
         let mut sampler = sampler_of(Path::new("/proc"), &seen, core.group.path());
         sampler.rebase();
@@ -140,6 +165,8 @@ impl Watcher {
             state: core.take_remembered().unwrap_or_default(),
             sampler,
             triggers: triggers(&in_force.policy, core.group.path()),
+            texts: rule_texts(&in_force.policy),
+            next: Instant::now() + tick(&in_force.policy),
             in_force,
             cpus: None,
             memory: None,
@@ -157,39 +184,46 @@ impl Watcher {
         })
     }
 
-    fn run(&mut self, over: &Over) {
-        let mut period = tick(self.policy());
-        let mut next = Instant::now() + period;
-        while !over.flag.load(Ordering::SeqCst) {
-            let waited = self.wait(over, next);
-            if over.flag.load(Ordering::SeqCst) {
-                break;
-            }
-            let now = Instant::now();
-            let due = now >= next;
-            while next <= now {
-                next += period;
-            }
-            let changed = self.take_commits();
-            if self.take_policy() {
-                period = tick(self.policy());
-                next = next.min(now + period);
-            }
-            if due {
-                self.look_at_disks(now);
-                self.look_at_networks(now);
-            }
-            let alarm = self.core.channel.take_alarm();
-            if due || changed || alarm || waited.unwrap_or(false) {
-                self.look();
-            }
-            self.settle(now);
-            self.core.keep_usage();
+    /// Is woken by what cannot wait. Where the kernel does not tell, the periodic look sees the same a
+    /// little later.
+    fn watch(&self, watched: &Watched<'_>) {
+        let wakeup = self.core.commit_wakeup.as_raw_fd();
+        let _ = watched.watch(wakeup, Interest::Readable, WAKEUP);
+        for trigger in &self.triggers {
+            let _ = watched.watch(trigger.as_raw_fd(), Interest::Urgent, TRIGGER);
         }
-        let resizes = [self.cpus.take(), self.memory.take()].into_iter().flatten();
-        for thread in resizes.map(|running| running.thread).chain(self.io.take()) {
-            let _ = thread.join();
+    }
+
+    /// Does what there is to do; gives the time of the next turn.
+    fn turn(&mut self, events: Events, watched: &Watched<'_>) -> Instant {
+        if events.has(WAKEUP) {
+            self.core.commit_wakeup.clear();
         }
+        let now = Instant::now();
+        let due = now >= self.next;
+        let period = tick(self.policy());
+        while self.next <= now {
+            self.next += period;
+        }
+        let changed = self.take_commits();
+        if self.take_policy() {
+            self.watch(watched);
+            self.next = self.next.min(now + tick(self.policy()));
+        }
+        if due {
+            self.look_at_disks(now);
+            self.look_at_networks(now);
+        }
+        let alarm = self.core.channel.take_alarm();
+        if due || changed || alarm || events.has(TRIGGER) {
+            self.look();
+        }
+        self.settle(now);
+        self.core.keep_usage();
+        let settle = self.core.resizer.settle_due();
+        // What is due and has to wait for a resize is not asked for all the time.
+        let settle = settle.map(|due| due.max(now + LEAST_TICK));
+        settle.map_or(self.next, |due| due.min(self.next))
     }
 
     fn policy(&self) -> &Policy {
@@ -203,28 +237,10 @@ impl Watcher {
             return false;
         }
         self.triggers = triggers(&in_force.policy, self.core.group.path());
+        self.texts = rule_texts(&in_force.policy);
         self.core.set_thresholds(resting(&in_force.policy));
         self.in_force = in_force;
         true
-    }
-
-    /// Waits for the next period, a trigger, or a wake-up; says whether a trigger fired.
-    fn wait(&self, over: &Over, next: Instant) -> io::Result<bool> {
-        let due = self
-            .core
-            .resizer
-            .settle_due()
-            .map_or(next, |due| due.min(next));
-        let left = due.saturating_duration_since(Instant::now());
-        let mut fds: Vec<(RawFd, libc::c_short)> = vec![(over.wakeup.as_raw_fd(), libc::POLLIN)];
-        fds.extend(
-            self.triggers
-                .iter()
-                .map(|trigger| (trigger.as_raw_fd(), libc::POLLPRI)),
-        );
-        let ready = poll::wait(&fds, Some(left)).inspect_err(|_| thread::sleep(LEAST_TICK))?;
-        over.wakeup.clear();
-        Ok(ready.iter().skip(1).any(|ready| *ready))
     }
 
     /// Looks at everything once, decides, and begins what was decided.
@@ -235,6 +251,7 @@ impl Watcher {
         if !self.guest_is_up && !self.sees_guest_up() {
             return;
         }
+        let began = Instant::now();
         let now_ms = self.core.uptime_ms();
         let size = self.core.resizer.size();
         let present = self.core.resizer.present();
@@ -257,12 +274,16 @@ impl Watcher {
         seen.samples.extend(self.io_samples.clone());
         let stale_ms = self.policy().shortest_period_ms() * STALE_PERIODS;
         self.core.set_observed(&seen, stale_ms);
-        let (state, decision) = decide(self.policy(), &self.state, &seen, &size, now_ms);
-        self.state = state;
-        self.report(&decision, &size, &seen);
+        let (policy, texts) = (&self.in_force.policy, &self.texts);
+        let mut decision = decide_in_place(policy, texts, &mut self.state, &seen, &size, now_ms);
+        self.core.measures.looked(&seen);
+        let measures = &self.core.owner.measures;
+        measures.look.observe(began.elapsed());
+        measures.held(&decision.held);
+        self.report(&mut decision, &size, &seen);
         needs::tell(self.core.resizer.books(), &seen, &size, &bounds);
         match self.policy().mode {
-            Mode::Act => self.act(decision, &seen),
+            Mode::Act => self.act(decision, &seen, began),
             Mode::Recommend => self.recommend(&decision, &size),
         }
     }
@@ -397,7 +418,7 @@ impl Watcher {
     }
 
     /// Begins the resizes that were decided.
-    fn act(&mut self, decision: Decision, seen: &Observations) {
+    fn act(&mut self, decision: Decision, seen: &Observations, began: Instant) {
         if !seen.io_busy {
             self.act_on_io(decision.io, seen);
         }
@@ -412,7 +433,7 @@ impl Watcher {
         if let Some(wish) = decision.cpus.filter(|_| !seen.cpus_busy) {
             let (order, direction) =
                 self.order(wish, seen, |order, target| order.cpus = Some(target));
-            self.cpus = self.carry_out(order, direction);
+            self.cpus = self.carry_out(order, (Axis::Cpus, direction), began);
         }
         if let Some(wish) = decision.memory.filter(|_| !seen.memory_busy) {
             let shrinking = self
@@ -424,7 +445,7 @@ impl Watcher {
             }
             let (order, direction) =
                 self.order(wish, seen, |order, target| order.memory = Some(target));
-            self.memory = self.carry_out(order, direction);
+            self.memory = self.carry_out(order, (Axis::Memory, direction), began);
         }
     }
 
@@ -479,7 +500,19 @@ impl Watcher {
         self.core.set_recommended(self.recommendations.size());
     }
 
-    fn carry_out(&self, order: Order, direction: Direction) -> Option<Running> {
+    /// `began`: when the look began that led to this.
+    fn carry_out(
+        &self,
+        mut order: Order,
+        (axis, direction): (Axis, Direction),
+        began: Instant,
+    ) -> Option<Running> {
+        order.sampled = Some(began);
+        let way = Way::new(axis, direction);
+        self.core
+            .owner
+            .measures
+            .took(way, Phase::Decide, began.elapsed());
         let thread = self.carry_out_all(vec![order])?;
         Some(Running { thread, direction })
     }
@@ -538,7 +571,7 @@ impl Watcher {
     }
 
     /// Puts what has changed into the events and the status.
-    fn report(&mut self, decision: &Decision, size: &Size, seen: &Observations) {
+    fn report(&mut self, decision: &mut Decision, size: &Size, seen: &Observations) {
         let policy = &self.in_force.policy;
         let is_least = |resource: Resource| {
             policy.bounds_of(resource).map(|bounds| bounds.min) == seen.present(size, resource)
@@ -546,7 +579,8 @@ impl Watcher {
         for event in self.news.of(decision, is_least) {
             self.say(event);
         }
-        self.core.set_thresholds(decision.thresholds.clone());
+        self.core
+            .set_thresholds(std::mem::take(&mut decision.thresholds));
         let scaling = self.state.scaling(self.policy(), self.core.uptime_ms());
         self.core.set_scaling(scaling);
     }
@@ -556,6 +590,16 @@ impl Watcher {
         self.core
             .events
             .append_of(Some(self.in_force.version), event);
+    }
+}
+
+impl Drop for Watcher {
+    /// The resizes that it has begun end with it.
+    fn drop(&mut self) {
+        let resizes = [self.cpus.take(), self.memory.take()].into_iter().flatten();
+        for thread in resizes.map(|running| running.thread).chain(self.io.take()) {
+            let _ = thread.join();
+        }
     }
 }
 

@@ -611,12 +611,13 @@ fn a_threshold_that_fires_makes_a_busy_instance_grow_and_says_so() {
 
 #[test]
 fn a_resize_by_hand_holds_the_rules_of_its_axis() {
+    // It burns whatever it is given, which on a busy machine is little.
     let mut bench = bench("burn");
     bench.spec.policy.period_ms = 100;
     bench
         .spec
         .policy
-        .scale("cpu > 30% for 300ms: +1 cpu")
+        .scale("cpu > 3% for 300ms: +1 cpu")
         .unwrap();
     let instance = bench.start();
     let wish = InstanceResize {
@@ -627,7 +628,7 @@ fn a_resize_by_hand_holds_the_rules_of_its_axis() {
         client::resize(instance.paths(), &wish).unwrap().outcome,
         Outcome::Applied
     );
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(30);
     let held = |event: &EventKind| matches!(event, EventKind::Held { why, .. } if why.starts_with("manual_hold"));
     while !bench.events().iter().any(held) {
         assert!(Instant::now() < deadline, "{:?}", bench.events());

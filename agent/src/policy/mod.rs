@@ -173,6 +173,19 @@ pub enum HeldReason {
 }
 
 impl HeldReason {
+    /// Every reason, in the order above.
+    pub const ALL: [Self; 9] = [
+        Self::Busy,
+        Self::ManualHold,
+        Self::Cooldown,
+        Self::AtBound,
+        Self::GrowthWins,
+        Self::Stabilising,
+        Self::ReversalBudget,
+        Self::HostShortOfCpu,
+        Self::BackingOff,
+    ];
+
     /// The word in events.
     pub fn as_str(self) -> &'static str {
         match self {

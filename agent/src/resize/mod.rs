@@ -19,6 +19,7 @@ mod order;
 pub mod report;
 #[cfg(test)]
 mod tests;
+mod timed;
 mod turn;
 
 use std::collections::BTreeMap;
@@ -34,7 +35,7 @@ use concertina_api::policy::{Axis, IoBounds, PolicyBounds, Resource};
 use concertina_api::vm::{Outcome, ResizeReport, VmDescription};
 use concertina_api::{Bounds, Bytes, Cpus};
 
-use self::books::{Books, Done, Step};
+use self::books::Books;
 use self::cpu::CpuAxis;
 pub use self::hooks::GuestHooks;
 use self::io::{IoRates, IoReports, IoWish};
@@ -42,11 +43,13 @@ use self::memory::{Claim, MemoryAxis, Pace};
 use self::order::Run;
 pub use self::order::{Cause, Commit, Order};
 use self::report::{Axes, AxisReport, Timeline, combine};
+use self::timed::Acting;
 use self::turn::Turns;
 use crate::cgroup::{CgroupError, InstanceGroup};
 use crate::clock::Moment;
 use crate::events::EventLog;
 use crate::journal::IntentId;
+use crate::measure::Measures;
 use crate::plan::cpu::rung;
 use crate::plan::memory::{Held, fit};
 use crate::policy::Size;
@@ -91,6 +94,7 @@ pub struct Resizer {
     vmm_pid: AtomicI32,
     /// Where it is written down what is held.
     usage: Option<Arc<UsageLog>>,
+    measures: Arc<Measures>,
 }
 
 impl Resizer {
@@ -133,7 +137,13 @@ impl Resizer {
             }),
             vmm_pid: AtomicI32::new(0),
             usage: None,
+            measures: Arc::default(),
         }
+    }
+
+    /// How long changes take, and how they end, is counted there.
+    pub fn with_measures(self, measures: Arc<Measures>) -> Self {
+        Self { measures, ..self }
     }
 
     /// Limits on I/O: least and most, and those that the devices start with.
@@ -353,6 +363,7 @@ impl Resizer {
             disk: limits.disk,
             net: limits.net,
         };
+        self.count(order, &before, &axes);
         let report = combine(asked, axes, timeline);
         self.finish(run, before, resident_before, report)
     }
@@ -456,7 +467,9 @@ impl Resizer {
         }
         let hold = (!order.is_manual()).then(|| self.hold());
         let left = order.timeout.saturating_sub(timeline.began().elapsed());
+        let acting = Acting::begin(Axis::Cpus, from, asked, &timeline);
         let report = cpu.go_to(target, hold, left, timeline);
+        acting.end(&self.measures, &report.timeline);
         lock(&self.size).cpus = report.got;
         lock(&self.target).cpus = report.got;
         let got = u64::from(report.got.milli());
@@ -508,7 +521,9 @@ impl Resizer {
         let left = order.timeout.saturating_sub(timeline.began().elapsed());
         let deadline = Instant::now() + left;
         let claim = || self.memory_claim(run.turn);
+        let acting = Acting::begin(Axis::Memory, from, to, &timeline);
         let mut report = memory.go_to(fitted.size, pace, deadline, &claim, timeline);
+        acting.end(&self.measures, &report.timeline);
         if let Some(note) = fitted.note {
             report.reason = Some(
                 report
@@ -536,53 +551,6 @@ impl Resizer {
         } else {
             Claim::None
         }
-    }
-
-    /// Asks the books. What changes nothing needs no permission.
-    fn begin(
-        &self,
-        axis: Axis,
-        before: u64,
-        target: u64,
-        run: &Run<'_>,
-    ) -> Result<Option<IntentId>, String> {
-        let order = run.order;
-        if before == target && order.resumes.is_none() {
-            return Ok(None);
-        }
-        let intent = self.books.begin(&Step {
-            axis,
-            before,
-            target,
-            order,
-        })?;
-        if let Some(intent) = intent {
-            let reserved = Some(before.max(target)).filter(|_| target > before);
-            lock(&run.intents).push((axis, intent, reserved));
-        }
-        Ok(intent)
-    }
-
-    /// Tells the books how it ended. `sizes`: before, asked for, and seen after.
-    fn end<T>(
-        &self,
-        intent: Option<IntentId>,
-        axis: Axis,
-        sizes: [u64; 3],
-        report: &AxisReport<T>,
-    ) {
-        let [before, target, after] = sizes;
-        self.books.end(
-            intent,
-            &Done {
-                axis,
-                target,
-                before,
-                after,
-                outcome: report.outcome,
-                reason: report.reason.as_deref(),
-            },
-        );
     }
 
     /// For whoever decides. `sizes`: before, asked for, after.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use concertina_api::disk::DiskRate;
 use concertina_api::instance::InstanceSize;
@@ -73,6 +73,8 @@ pub struct Order {
     pub policy_version: u64,
     /// What the rules saw, by metric.
     pub samples: BTreeMap<String, f64>,
+    /// When the rules looked; absent: it was not they who want it.
+    pub sampled: Option<Instant>,
     /// The idempotency key of the request.
     pub key: Option<String>,
     /// The host has granted it to one that waited: it is reserved, and the rest of what was waited for is
@@ -96,6 +98,7 @@ impl Order {
             note: None,
             policy_version: 0,
             samples: BTreeMap::new(),
+            sampled: None,
             key: None,
             granted: false,
             resumes: None,

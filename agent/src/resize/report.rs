@@ -36,6 +36,14 @@ impl Timeline {
         self.steps.entry(step.to_owned()).or_insert(at_ms);
     }
 
+    /// When the last of these steps was seen; `None`: none of them was.
+    pub fn last_of(&self, steps: &[&str]) -> Option<f64> {
+        let seen = steps
+            .iter()
+            .filter_map(|step| self.steps.get(*step).copied());
+        seen.reduce(f64::max)
+    }
+
     /// Takes over what the vmm noted for a request that was sent `sent_ms` after our start. Its
     /// `total` is not ours.
     pub fn adopt(&mut self, sent_ms: f64, steps: &BTreeMap<String, f64>) {

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 /// Longest text that is read of one file; all of them are far shorter.
-const TEXT_MAX_BYTES: usize = 8192;
+const TEXT_MAX_BYTES: usize = 2048;
 
 /// A counter file of `/proc` or of a cgroup.
 #[derive(Debug)]

@@ -32,6 +32,8 @@ const LEASE_TICK: Duration = Duration::from_millis(100);
 const READERS_MAX: usize = 8;
 /// Changes that are remembered for watches that begin in the past.
 const HISTORY: usize = 8192;
+/// How long opening waits for another process to let go of the file.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Each brings the file from its index to the next version. They are never changed, only added to.
 const MIGRATIONS: &[&str] = &["CREATE TABLE entry (
@@ -188,9 +190,15 @@ fn lock_file(path: &Path) -> Result<File, RegistryError> {
     let mut name = path.as_os_str().to_owned();
     name.push(".lock");
     let file = File::create(Path::new(&name)).map_err(broken)?;
-    file.try_lock().map_err(|_| {
-        RegistryError::Unavailable(format!("another process has {} open", path.display()))
-    })?;
+    // A program that its owner is starting has the lock as well for a moment, between fork and exec.
+    let patience = Instant::now() + LOCK_PATIENCE;
+    while file.try_lock().is_err() {
+        if Instant::now() > patience {
+            let why = format!("another process has {} open", path.display());
+            return Err(RegistryError::Unavailable(why));
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
     Ok(file)
 }
 

@@ -103,6 +103,22 @@ async fn keys_are_shown_once_rotated_revoked_and_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_operator_cannot_lock_itself_out() {
+    let cloud = Cloud::start().await;
+    let operator = &cloud.operator;
+    let suspend = json!({"suspended": true});
+    let refused = operator.put("/v1/accounts/operator", suspend).await;
+    assert_eq!(refused.problem(409), "operator_needed");
+    let first = format!("/v1/keys/{}", operator.key.split('_').next().unwrap());
+    assert_eq!(operator.delete(&first).await.problem(409), "last_key");
+    let body = json!({"name": "second", "scope": "admin"});
+    let second = operator.post("/v1/keys", body).await.expect(201);
+    operator.delete(&first).await.expect(204);
+    let second = Api::new(cloud.node.api, second["key"].as_str().unwrap());
+    second.get("/v1/keys").await.expect(200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_account_that_asks_too_often_is_told_to_wait_and_others_are_not() {
     let cloud = Cloud::start().await;
     let busy = cloud

@@ -230,6 +230,10 @@ pub async fn update(
         let mut account = account.ok_or_else(|| Problem::not_found("account", &id))?;
         if_match.check(draft.revision(&key))?;
         account.quota = wanted.quota.unwrap_or(account.quota);
+        if id == crate::model::OPERATOR && wanted.suspended == Some(true) {
+            let detail = "The operator cannot be suspended: nobody could take it back";
+            return Err(Problem::conflict("operator_needed", detail).into());
+        }
         account.suspended = wanted.suspended.unwrap_or(account.suspended);
         draft.write(key, &account)?;
         caller.audit(&mut draft, "account.update", &id)?;

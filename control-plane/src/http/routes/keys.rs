@@ -14,7 +14,7 @@ use crate::http::page::{Page, PageQuery};
 use crate::http::{Body, Caller, Query};
 use crate::ids::{is_id, now_ms, now_text, time_text};
 use crate::keys;
-use crate::model::{Account, ApiKey, Scope};
+use crate::model::{Account, ApiKey, OPERATOR, Scope};
 use crate::problem::{Answer, Fault, Problem, ProblemDocument};
 
 /// Longest life of a key that ends, in seconds: ten years.
@@ -210,6 +210,27 @@ async fn own_key(draft: &mut Draft<'_>, caller: &Caller, id: &str) -> Answer<Api
         .ok_or_else(|| Problem::not_found("key", id).into())
 }
 
+/// Whether the operator would lock itself out: nobody else can make it a key.
+async fn is_last(control: &Control, draft: &mut Draft<'_>, key: &ApiKey) -> Answer<bool> {
+    if key.account != OPERATOR || key.scope != Scope::Admin || key.revoked {
+        return Ok(false);
+    }
+    let prefix = format!("account-key/{OPERATOR}/");
+    for entry in control.registry.list_all(&prefix).await?.entries {
+        let id = entry.key.strip_prefix(&prefix).unwrap_or_default();
+        // Read through the draft: two that revoke each other's at once conflict.
+        let other = draft.read::<ApiKey>(format!("key/{id}")).await?;
+        let counts = |other: &ApiKey| {
+            let for_ever = other.expires_ms.is_none();
+            other.id != key.id && other.scope == Scope::Admin && !other.revoked && for_ever
+        };
+        if other.is_some_and(|other| counts(&other)) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// Revokes a key at once. One that is revoked already stays so.
 #[utoipa::path(delete, path = "/v1/keys/{key}", tag = "keys", security(("key" = [])),
     params(("key" = String, Path)), responses(
@@ -225,6 +246,10 @@ pub async fn revoke(
     crate::draft::again(|| async {
         let mut draft = control.draft();
         let mut key = own_key(&mut draft, &caller, &id).await?;
+        if is_last(&control, &mut draft, &key).await? {
+            let detail = "The operator's last key that has no end cannot be revoked: rotate it, or make another one first";
+            return Err(Problem::conflict("last_key", detail).into());
+        }
         key.revoked = true;
         draft.write(format!("key/{id}"), &key)?;
         caller.audit(&mut draft, "key.revoke", &id)?;

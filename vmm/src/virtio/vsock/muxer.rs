@@ -298,6 +298,7 @@ impl Muxer {
             self.windows.give_back(connection.window());
             self.connections.remove(&ports);
             self.count_connections();
+            crate::shed::give_back_heap();
         } else if !connection.queued {
             connection.queued = true;
             self.ready.push_back(ports);
