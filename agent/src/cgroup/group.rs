@@ -40,13 +40,18 @@ pub struct InstanceGroup {
 }
 
 impl InstanceGroup {
-    /// Makes the group of an instance, or takes over an empty one of the same name. Whatever still
-    /// runs in a group left by a dead supervisor is killed first.
+    /// Makes the group of an instance, or takes over an empty one of the same name. Names are those of
+    /// one state folder: a group in which something runs belongs to an instance of another one, and is
+    /// left alone. What a dead supervisor of the same folder has left is ended by its record before.
     pub fn create(tree: &Hierarchy, name: &str) -> Result<Self, CgroupError> {
         let attempt = || -> Result<Self, CgroupError> {
             let path = tree.ensure_parent()?.join(name);
             let group = Self { path };
             if group.path.is_dir() {
+                if let Some(process) = group.some_process() {
+                    let path = group.path;
+                    return Err(CgroupError::InUse { path, process });
+                }
                 group.remove_itself()?;
             }
             make_dir(&group.path)?;
@@ -185,6 +190,21 @@ impl InstanceGroup {
         }
     }
 
+    /// A process in it, or in a group below it.
+    fn some_process(&self) -> Option<i32> {
+        if !self.is_populated() {
+            return None;
+        }
+        // A vmm moves its threads into groups below; its process is counted in this one (cgroup v2,
+        // "Threads": the threaded domain's cgroup.procs).
+        let listed = fs::read_to_string(self.path.join("cgroup.procs")).unwrap_or_default();
+        let first = listed
+            .lines()
+            .next()
+            .and_then(|line| line.trim().parse().ok());
+        Some(first.unwrap_or(0))
+    }
+
     fn is_populated(&self) -> bool {
         fs::read_to_string(self.path.join("cgroup.events"))
             .is_ok_and(|text| flat_value(&text, "populated") == Some(1))
@@ -276,6 +296,24 @@ pub(crate) mod tests {
         fs::write(left.path().join("memory.max"), "1").unwrap();
         let group = InstanceGroup::create(&tree, "web").unwrap();
         assert_eq!(group.read_number("memory.max"), None);
+    }
+
+    #[test]
+    fn a_group_with_processes_belongs_to_somebody_else_and_is_left_alone() {
+        let (_temp, tree) = fake_hierarchy();
+        let theirs = InstanceGroup::create(&tree, "web").unwrap();
+        fs::write(
+            theirs.path().join("cgroup.events"),
+            "populated 1\nfrozen 0\n",
+        )
+        .unwrap();
+        fs::write(theirs.path().join("cgroup.procs"), "4711\n").unwrap();
+        let error = InstanceGroup::create(&tree, "web").unwrap_err().to_string();
+        assert!(
+            error.contains("4711") && error.contains("another name"),
+            "{error}"
+        );
+        assert!(theirs.path().join("cgroup.procs").exists());
     }
 
     #[test]

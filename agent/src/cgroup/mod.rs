@@ -44,6 +44,17 @@ pub enum CgroupError {
         /// Where.
         path: PathBuf,
     },
+    /// The group of this name has somebody's processes.
+    #[error(
+        "Cgroup {path} is in use by process {process}: an instance of this name runs in another state \
+         folder; choose another name"
+    )]
+    InUse {
+        /// The group.
+        path: PathBuf,
+        /// One of its processes.
+        process: i32,
+    },
     /// The tree is there and refuses.
     #[error("{what} {path} failed{}", hint(.source))]
     Io {

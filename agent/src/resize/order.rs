@@ -77,6 +77,9 @@ pub struct Order {
     pub sampled: Option<Instant>,
     /// The idempotency key of the request.
     pub key: Option<String>,
+    /// The host has granted it to one that waited: it is reserved, and the rest of what was waited for is
+    /// still waited for.
+    pub granted: bool,
     /// The intent that it brings to its end, which an earlier agent has written down.
     pub resumes: Option<IntentId>,
 }
@@ -97,6 +100,7 @@ impl Order {
             samples: BTreeMap::new(),
             sampled: None,
             key: None,
+            granted: false,
             resumes: None,
         }
     }

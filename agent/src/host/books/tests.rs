@@ -201,3 +201,30 @@ fn unknown_needs_make_nobody_a_donor() {
     books.need("a", Axis::Memory, None);
     assert!(books.donations(Axis::Memory, 0).donations.is_empty());
 }
+
+#[test]
+fn who_is_granted_a_part_goes_on_waiting_for_the_rest() {
+    let (_disk, books) = books(&["a", "b"], 768);
+    let grown = begin(&books, "a", 256, 512).unwrap();
+    end(&books, "a", grown, 256, 512, 512);
+    assert!(begin(&books, "b", 256, 512).is_err());
+    let given = begin(&books, "a", 512, 384).unwrap();
+    end(&books, "a", given, 512, 384, 384);
+    let grant = books.serve().pop().unwrap();
+    assert_eq!(grant.order.memory, Some(Bytes::mib(384)));
+    let step = Step {
+        axis: Axis::Memory,
+        before: 256 << 20,
+        target: 384 << 20,
+        order: &grant.order,
+    };
+    let part = books.begin_change("b", &step).unwrap();
+    end(&books, "b", part, 256, 384, 384);
+    assert_eq!(books.awaited("b", Axis::Memory), Some(512 << 20));
+    assert!(books.serve().is_empty());
+    let given = begin(&books, "a", 384, 256).unwrap();
+    end(&books, "a", given, 384, 256, 256);
+    let grant = books.serve().pop().unwrap();
+    assert_eq!(grant.order.memory, Some(Bytes::mib(512)));
+    assert_eq!(books.awaited("b", Axis::Memory), None);
+}
