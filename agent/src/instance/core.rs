@@ -10,20 +10,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use concertina_api::event::EventKind;
-use concertina_api::instance::{
-    CpuStatus, InstanceSize, InstanceState, InstanceStatus, IoStatus, MemoryStatus, RateStatus,
-    ScalingStatus, ThresholdStatus,
-};
+use concertina_api::instance::{InstanceSize, InstanceState, ScalingStatus, ThresholdStatus};
 use concertina_api::net::{NetSpec, NetWish};
-use concertina_api::policy::{Axis, Device, Direction, Metric, Policy, PolicyBounds};
-use concertina_api::vm::{
-    BalloonStatistics, Outcome, ResizeReport, RunState, VmDescription, VmSpec,
-};
+use concertina_api::policy::{Policy, PolicyBounds};
+use concertina_api::vm::{BalloonStatistics, Outcome, ResizeReport, VmDescription, VmSpec};
 use concertina_api::{Bounds, Bytes, Cpus, Quota};
 
 use super::answers::Answers;
 use super::kept::LaunchRecord;
 use super::owner::Owner;
+use super::remember::remembered;
+use super::status::Observed;
 use super::stop::StopSignal;
 use super::{Adoption, ExitReport};
 use crate::cgroup::{Hierarchy, InstanceGroup};
@@ -33,35 +30,31 @@ use crate::events::{EventLog, wall_clock};
 use crate::launch::{BootSource, LaunchError, LaunchSpec};
 use crate::measure::InstanceMeasures;
 use crate::net::{NetPrograms, Networks};
-use crate::policy::{Observations, PolicyState, Sample};
+use crate::policy::{Observations, PolicyState};
 use crate::poll::Wakeup;
-use crate::resize::books::Books;
+use crate::resize::Resizer;
 use crate::resize::io::IoRates;
-use crate::resize::{Cause, Commit, Resizer};
 use crate::sentence;
 use crate::state_dir::{Ending, InstancePaths, InstanceRecord, NameLock, ProcessId, StateError};
 use crate::usage::UsageLog;
 use crate::vmm::{Bond, VmmClient};
 
-/// How long a vmm may take for its part in a status; then it is what it said last.
-const STATUS_DEADLINE: Duration = Duration::from_secs(2);
-
 /// What changes while the instance lives.
 #[derive(Debug)]
-struct Live {
-    state: InstanceState,
-    vmm: Option<ProcessId>,
+pub(super) struct Live {
+    pub(super) state: InstanceState,
+    pub(super) vmm: Option<ProcessId>,
     /// The last that the vmm said of itself.
-    description: Option<VmDescription>,
-    guest: Option<BalloonStatistics>,
-    recommended: Option<InstanceSize>,
-    thresholds: Vec<ThresholdStatus>,
-    scaling: Option<ScalingStatus>,
-    observed: Observed,
-    restarts: u64,
+    pub(super) description: Option<VmDescription>,
+    pub(super) guest: Option<BalloonStatistics>,
+    pub(super) recommended: Option<InstanceSize>,
+    pub(super) thresholds: Vec<ThresholdStatus>,
+    pub(super) scaling: Option<ScalingStatus>,
+    pub(super) observed: Observed,
+    pub(super) restarts: u64,
     /// The vmm was taken over and has not answered yet.
-    unseen: bool,
-    ended: bool,
+    pub(super) unseen: bool,
+    pub(super) ended: bool,
 }
 
 /// The policy in force.
@@ -71,25 +64,6 @@ pub(crate) struct InForce {
     pub version: u64,
     /// Bounds and rules.
     pub policy: Policy,
-}
-
-/// What was measured last.
-#[derive(Debug, Default)]
-struct Observed {
-    samples: BTreeMap<Metric, Sample>,
-    stale_ms: u64,
-}
-
-impl Observed {
-    /// What is still known at `now_ms`, by name.
-    fn fresh(&self, now_ms: u64) -> BTreeMap<String, f64> {
-        let known = self.samples.iter().filter(|(_, sample)| {
-            sample.value.is_finite() && now_ms.saturating_sub(sample.at_ms) <= self.stale_ms
-        });
-        known
-            .map(|(metric, sample)| (metric.to_string(), sample.value))
-            .collect()
-    }
 }
 
 /// One instance.
@@ -623,92 +597,7 @@ impl Core {
         self.live().recommended
     }
 
-    /// The instance as it is. What the vmm does not answer in time is what it said last.
-    pub(crate) fn status(&self) -> InstanceStatus {
-        let vmm = self.vmm.with_deadline(STATUS_DEADLINE);
-        if self.live().vmm.is_some()
-            && let Ok(description) = vmm.describe()
-        {
-            let guest = vmm.balloon_statistics();
-            let mut live = self.live();
-            live.description = Some(description);
-            live.guest = guest.ok();
-        }
-        let live = self.live();
-        let seen = live.description.as_ref();
-        let paused = seen.is_some_and(|vm| vm.state == RunState::Paused);
-        let guest = |name: &str| {
-            let statistics = live.guest.as_ref().filter(|s| s.age_ms.is_some())?;
-            statistics.values.get(name).copied().map(Bytes)
-        };
-        let in_force = self.policy();
-        let (bounds, target) = (in_force.policy.bounds, self.resizer.target());
-        InstanceStatus {
-            name: self.name.clone(),
-            state: match live.state {
-                InstanceState::Running if paused => InstanceState::Paused,
-                state => state,
-            },
-            uptime_ms: self.uptime_ms(),
-            agent_pid: ProcessId::of_self().pid,
-            vmm_pid: live.vmm.map(|vmm| vmm.pid),
-            cpus: CpuStatus {
-                min: bounds.cpus.min,
-                max: bounds.cpus.max,
-                target: target.cpus,
-                online: seen.map_or(0, |vm| vm.vcpus.online),
-                quota: seen.and_then(|vm| vm.quota).unwrap_or(Quota::Max),
-            },
-            memory: MemoryStatus {
-                min: bounds.memory.min,
-                max: bounds.memory.max,
-                target: target.memory,
-                plugged: seen.map_or(Bytes(0), |vm| vm.memory.plugged),
-                balloon: seen.map_or(Bytes(0), |vm| vm.balloon.actual),
-                guest_total: guest("total_memory"),
-                guest_available: guest("available_memory"),
-                host_resident: seen.map_or(Bytes(0), |vm| vm.guest_resident),
-            },
-            io: IoStatus {
-                disks: seen.map_or_else(Vec::new, |vm| vm.disks.clone()),
-                nets: seen.map_or_else(Vec::new, |vm| vm.nets.clone()),
-                disk_rate: self.rate_status(&in_force.policy, Device::Disk),
-                net_rate: self.rate_status(&in_force.policy, Device::Net),
-            },
-            guest: self.channel.status(),
-            last_resize: self.resizer.last_report(),
-            policy_version: in_force.version,
-            waiting: self.waiting(),
-            restarts: live.restarts,
-            recommended: live.recommended,
-            thresholds: live.thresholds.clone(),
-            scaling: live.scaling.clone(),
-            observed: live.observed.fresh(self.uptime_ms()),
-        }
-    }
-
-    /// Bounds and target of the limits of one kind of devices, where they have bounds.
-    fn rate_status(&self, policy: &Policy, device: Device) -> Option<RateStatus> {
-        let bounds = policy.io.of(device)?;
-        Some(RateStatus {
-            min: bounds.min(),
-            max: bounds.max(),
-            target: self.resizer.rates().of(device)?,
-        })
-    }
-
-    /// Growth that its host has no room for yet.
-    fn waiting(&self) -> Option<InstanceSize> {
-        let awaited = |axis| self.owner.books.awaited(axis);
-        let waiting = InstanceSize {
-            cpus: awaited(Axis::Cpus).map(|milli| Cpus(u32::try_from(milli).unwrap_or(u32::MAX))),
-            memory: awaited(Axis::Memory).map(Bytes),
-            ..InstanceSize::default()
-        };
-        (waiting != InstanceSize::default()).then_some(waiting)
-    }
-
-    fn live(&self) -> MutexGuard<'_, Live> {
+    pub(super) fn live(&self) -> MutexGuard<'_, Live> {
         lock(&self.live)
     }
 }
@@ -732,66 +621,6 @@ fn built_for(vm: &VmSpec) -> PolicyBounds {
             min: vm.boot_memory,
             max: vm.max_memory,
         },
-    }
-}
-
-/// What the decision of an instance remembers that an earlier agent has left, with what had ended when
-/// that one died and was not remembered yet: cooldowns count from there.
-fn remembered(books: &dyn Books, launched: &Moment, policy: &Policy) -> PolicyState {
-    let (mark, ended) = books.remembered();
-    let mut state = mark.map(|mark| mark.state).unwrap_or_default();
-    for resize in ended {
-        let at_ms = resize.at.since(launched).unwrap_or(0);
-        let milli = |cpus: Option<Cpus>| cpus.map(|cpus| u64::from(cpus.milli()));
-        let bytes = |memory: Option<Bytes>| memory.map(Bytes::get);
-        let (from, to, got) = (resize.before, resize.target, resize.after);
-        let axes = [
-            (
-                Axis::Cpus,
-                milli(from.cpus),
-                milli(to.cpus),
-                milli(got.cpus),
-            ),
-            (
-                Axis::Memory,
-                bytes(from.memory),
-                bytes(to.memory),
-                bytes(got.memory),
-            ),
-        ];
-        for (axis, from, to, got) in axes {
-            if let (Some(before), Some(asked), Some(after)) = (from, to, got) {
-                let commit = Commit {
-                    axis: axis.into(),
-                    cause: Cause::from_text(&resize.cause),
-                    before,
-                    asked,
-                    after,
-                    intent: None,
-                };
-                remember(&mut state, policy, &commit, at_ms);
-            }
-        }
-    }
-    state
-}
-
-/// Tells the decision how a resize has ended.
-pub(super) fn remember(state: &mut PolicyState, policy: &Policy, commit: &Commit, now_ms: u64) {
-    let direction = match commit.asked.cmp(&commit.before) {
-        std::cmp::Ordering::Less => Direction::Shrink,
-        _ => Direction::Grow,
-    };
-    let axis = commit.axis;
-    let changed = commit.after != commit.before;
-    match &commit.cause {
-        Cause::Manual => state.resized_by_hand(policy, axis, commit.after, now_ms),
-        Cause::Rules(causes) if changed => {
-            state.committed(policy, axis, direction, causes, now_ms);
-        }
-        Cause::Rules(_) => state.not_reached(axis, direction, now_ms),
-        Cause::Host(_) if changed => state.committed(policy, axis, direction, &[], now_ms),
-        Cause::Host(_) => {}
     }
 }
 
@@ -829,25 +658,5 @@ fn discard(paths: &InstancePaths, group: Option<&InstanceGroup>) {
         }
     } else {
         let _ = fs::remove_dir_all(&paths.dir);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_stale_or_no_number_is_not_known() {
-        let sample = |value, at_ms| Sample { value, at_ms };
-        let observed = Observed {
-            samples: BTreeMap::from([
-                (Metric::Cpu, sample(75.0, 7000)),
-                (Metric::Memory, sample(40.0, 6999)),
-                (Metric::CpuSteal, sample(f64::NAN, 9000)),
-            ]),
-            stale_ms: 3000,
-        };
-        let known = observed.fresh(10_000);
-        assert_eq!(known, BTreeMap::from([("cpu".to_owned(), 75.0)]));
     }
 }

@@ -22,6 +22,8 @@ mod needs;
 mod news;
 mod owner;
 mod recommend;
+mod remember;
+mod status;
 mod stop;
 mod watch;
 

@@ -18,11 +18,12 @@ use concertina_api::policy::{
 };
 use concertina_api::vm::{RunState, VmDescription};
 
-use super::core::{Core, InForce, remember};
+use super::core::{Core, InForce};
 use super::disks::DiskWatch;
 use super::needs;
 use super::news::News;
 use super::recommend::Recommendations;
+use super::remember::remember;
 use crate::clock::thread_cpu;
 use crate::measure::{Phase, Way};
 use crate::plan::memory::Held as HeldMemory;

@@ -243,6 +243,12 @@ impl Entry {
     fn floor(&self, axis: Axis) -> u64 {
         self.claim.bounds.of(axis).min
     }
+
+    /// Whether it was promised growth that has not ended yet.
+    fn is_growing(&self, axis: Axis) -> bool {
+        let line = self.line(axis);
+        line.reserved > line.actual.max(self.floor(axis))
+    }
 }
 
 /// The capacity book of one host.
@@ -474,7 +480,9 @@ impl Ledger {
     }
 
     /// Reserves for those who wait, in order, as far as there is room and fairness allows. Whoever
-    /// cannot have all of it, gets what is within its fair share, and waits for the rest.
+    /// cannot have all of it, gets what is within its fair share, and waits for the rest. Whoever is
+    /// still growing has its turn when that has ended: a grant that comes to nothing is taken back
+    /// whole, and must not take with it what the guest is about to use.
     pub fn serve(&mut self) -> Vec<Served> {
         let mut served = Vec::new();
         // Once somebody below its share was served, another may go beyond its own.
@@ -495,7 +503,11 @@ impl Ledger {
         let shares = Axis::ALL.map(|axis| (axis, self.shares(axis)));
         self.waiting.all().iter().find_map(|wait| {
             let name = wait.instance.as_str();
-            let held = self.entries.get(name)?.line(wait.axis).held();
+            let entry = self.entries.get(name)?;
+            if entry.is_growing(wait.axis) {
+                return None;
+            }
+            let held = entry.line(wait.axis).held();
             let share = shares
                 .iter()
                 .find(|(axis, _)| *axis == wait.axis)

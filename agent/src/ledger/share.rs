@@ -74,16 +74,16 @@ mod tests {
         assert!(fair_shares(10, &[]).is_empty());
     }
 
-    fn claimants() -> impl Strategy<Value = Vec<Claimant>> {
+    fn claimants(least: usize) -> impl Strategy<Value = Vec<Claimant>> {
         let claimant = (0..1000u64, 0..1000u64, 1..100u32)
             .prop_map(|(floor, above, weight)| claim(floor, floor + above, weight));
-        prop::collection::vec(claimant, 0..12)
+        prop::collection::vec(claimant, least..12)
     }
 
     proptest! {
         #[test]
         fn shares_stay_within_bounds_and_use_all_that_is_wanted(
-            claimants in claimants(), total in 0..20_000u64,
+            claimants in claimants(0), total in 0..20_000u64,
         ) {
             let shares = fair_shares(total, &claimants);
             for (share, c) in shares.iter().zip(&claimants) {
@@ -97,9 +97,8 @@ mod tests {
 
         #[test]
         fn more_weight_never_gets_less(
-            claimants in claimants(), total in 0..20_000u64, index in any::<prop::sample::Index>(),
+            claimants in claimants(1), total in 0..20_000u64, index in any::<prop::sample::Index>(),
         ) {
-            prop_assume!(!claimants.is_empty());
             let index = index.index(claimants.len());
             let before = fair_shares(total, &claimants)[index];
             let mut heavier = claimants;

@@ -176,6 +176,9 @@ fn who_wants_more_than_its_share_gets_its_share_first_and_waits_for_the_rest() {
     assert_eq!(serve(&mut ledger), [("b".to_owned(), 1024)]);
     assert_eq!(ledger.waiting().len(), 1);
     ledger.commit("a", Memory, 512 * MIB).unwrap();
+    // Nobody is granted more while it is still growing.
+    assert!(serve(&mut ledger).is_empty());
+    ledger.commit("b", Memory, 1024 * MIB).unwrap();
     assert_eq!(serve(&mut ledger), [("b".to_owned(), 1536)]);
 }
 

@@ -298,6 +298,7 @@ impl Muxer {
             self.windows.give_back(connection.window());
             self.connections.remove(&ports);
             self.count_connections();
+            // Its backlog has left holes in the heap, which lives as long as the guest.
             crate::shed::give_back_heap();
         } else if !connection.queued {
             connection.queued = true;
