@@ -84,6 +84,7 @@ fn leave_instance(bench: &Bench, number: usize, vmm: ProcessId, period_ms: u64) 
         cgroup: Some(group.clone()),
         nets: Vec::new(),
         exit_file: Some(paths.exit.clone()),
+        counters_file: None,
     };
     fs::write(&paths.vm_spec, serde_json::to_vec(&vm).unwrap()).unwrap();
     let launch = LaunchRecord {

@@ -203,6 +203,7 @@ impl Bench {
             seed: None,
             boot_image: None,
             policy: Policy::new(bounds),
+            wait_ms: 0,
         }
     }
 
