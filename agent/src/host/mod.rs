@@ -20,8 +20,6 @@ mod metrics;
 pub mod notify;
 mod openapi;
 mod routes;
-#[cfg(test)]
-mod scale;
 mod steward;
 mod streams;
 #[cfg(test)]

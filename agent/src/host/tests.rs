@@ -29,7 +29,7 @@ use crate::testing::process_command;
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// A host in temporary folders.
-pub(super) struct Bench {
+struct Bench {
     temp: tempfile::TempDir,
     cgroup: tempfile::TempDir,
     behaviour: &'static str,
@@ -46,7 +46,7 @@ struct Told {
     memory: Bytes,
 }
 
-pub(super) fn bench(behaviour: &'static str) -> Bench {
+fn bench(behaviour: &'static str) -> Bench {
     let temp = tempfile::tempdir().unwrap();
     let (cgroup, _tree) = fake_hierarchy();
     fs::write(temp.path().join("kernel"), small_bzimage()).unwrap();
@@ -84,7 +84,7 @@ fn setup_of(told: &Told) -> (Setup, LaunchHost) {
 }
 
 /// An agent that serves, in this process.
-pub(super) struct Agent {
+struct Agent {
     host: Arc<Host>,
     stopper: concertina_http::Stopper,
     thread: Option<std::thread::JoinHandle<()>>,
@@ -138,25 +138,25 @@ impl Bench {
         }
     }
 
-    pub(super) fn state_dir(&self) -> PathBuf {
+    fn state_dir(&self) -> PathBuf {
         self.temp.path().join("state")
     }
 
-    pub(super) fn socket(&self) -> PathBuf {
+    fn socket(&self) -> PathBuf {
         default_socket(&self.state_dir())
     }
 
-    pub(super) fn agent(&self) -> Agent {
+    fn agent(&self) -> Agent {
         Agent::start(&self.told())
     }
 
     /// Folder that plays the cgroup tree.
-    pub(super) fn cgroup(&self) -> &Path {
+    fn cgroup(&self) -> &Path {
         self.cgroup.path()
     }
 
     /// What an agent in a process of its own is told, in a file.
-    pub(super) fn write_told(&self) -> PathBuf {
+    fn write_told(&self) -> PathBuf {
         let told = self.temp.path().join("told.json");
         fs::write(&told, serde_json::to_vec(&self.told()).unwrap()).unwrap();
         told
@@ -207,11 +207,11 @@ impl Bench {
         }
     }
 
-    pub(super) fn launch(&self, name: &str) -> Result<InstanceStatus, concertina_http::HttpError> {
+    fn launch(&self, name: &str) -> Result<InstanceStatus, concertina_http::HttpError> {
         client::launch(&self.socket(), name, &self.request())
     }
 
-    pub(super) fn paths(&self, name: &str) -> InstancePaths {
+    fn paths(&self, name: &str) -> InstancePaths {
         InstancePaths::in_dir(self.state_dir().join(name))
     }
 
@@ -219,7 +219,7 @@ impl Bench {
         client::status(&self.paths(name)).unwrap()
     }
 
-    pub(super) fn resize_memory(&self, name: &str, mib: u64) -> (Outcome, String) {
+    fn resize_memory(&self, name: &str, mib: u64) -> (Outcome, String) {
         let wish = InstanceResize {
             memory: Some(Bytes::mib(mib)),
             ..InstanceResize::default()
@@ -235,7 +235,7 @@ impl Bench {
             .collect()
     }
 
-    pub(super) fn host_status(&self) -> HostStatus {
+    fn host_status(&self) -> HostStatus {
         http::get_json(&self.socket(), "/v1/host", LIMIT).unwrap()
     }
 }
@@ -450,6 +450,57 @@ fn a_launch_for_whose_lower_bounds_there_is_no_room_is_refused_with_numbers() {
     }
     assert!(!bench.paths("b").dir.exists());
     assert_eq!(agent.host.instances().len(), 1);
+}
+
+#[test]
+fn a_launch_that_waits_gets_its_room_from_a_donor_and_one_that_cannot_have_it_is_told() {
+    let mut bench = bench("obey");
+    bench.memory = Bytes::mib(640);
+    let agent = bench.agent();
+    let mut request = bench.request();
+    request.policy.period_ms = 100;
+    client::launch(&bench.socket(), "rich", &request).unwrap();
+    assert_eq!(bench.resize_memory("rich", 512).0, Outcome::Applied);
+    let launch = |name: &str, wait_ms: u64, floor_mib: u64| {
+        let mut request = request.clone();
+        request.wait_ms = wait_ms;
+        request.policy.bounds.memory.min = Bytes::mib(floor_mib);
+        client::launch(&bench.socket(), name, &request)
+    };
+    // What a donor needs is not known yet: nobody can give, and the deadline is kept.
+    let text = launch("hasty", 300, 256).unwrap_err().to_string();
+    for word in ["host_short_of_memory", "128M", "waited"] {
+        assert!(text.contains(word), "{text}");
+    }
+    let text = launch("huge", 60_000, 512).unwrap_err().to_string();
+    assert!(text.contains("384M of memory at most"), "{text}");
+    let text = launch("patient", 3_600_001, 256).unwrap_err().to_string();
+    assert!(text.contains("3600001"), "{text}");
+    assert_eq!(bench.host_status().instances, 1);
+
+    let pressure = "some avg10=0.00 avg60=0.00 avg300=0.00 total=1\n";
+    let group = bench.cgroup().join("concertina/rich/memory.pressure");
+    fs::write(group, pressure).unwrap();
+    launch("poor", 30_000, 256).unwrap();
+    let host = bench.host_status();
+    assert_eq!((host.instances, host.memory.awaited), (2, 0));
+    assert!(bench.status("rich").memory.target <= Bytes::mib(384));
+    drop(agent);
+}
+
+#[test]
+fn what_a_vmm_publishes_is_looked_at_and_it_is_not_asked() {
+    let bench = bench("publish");
+    let _agent = bench.agent();
+    let mut request = bench.request();
+    request.policy.period_ms = 100;
+    let rule = "memory > 80% for 100ms: +128M, cooldown 10m";
+    request.policy.scale(rule).unwrap();
+    client::launch(&bench.socket(), "web", &request).unwrap();
+    // By what it answers its guest uses nothing.
+    until("the rule has fired by what is published", || {
+        bench.status("web").memory.target == Bytes::mib(384)
+    });
 }
 
 #[test]
