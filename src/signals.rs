@@ -30,13 +30,15 @@ impl Signals {
         // The handler needs it for as long as the process lives, so it is never closed.
         PIPE.store(writer.into_raw_fd(), Ordering::SeqCst);
         for signal in ENDING {
-            set_handler(
-                signal,
-                note as extern "C" fn(libc::c_int) as libc::sighandler_t,
-                0,
-            )?;
+            catch(signal)?;
         }
         Ok(Self { pipe: reader })
+    }
+
+    /// Catches `SIGTSTP` (Ctrl-Z's signal) as well; [`stop`] is what it asks for.
+    pub fn with_stop(self) -> io::Result<Self> {
+        catch(libc::SIGTSTP)?;
+        Ok(self)
     }
 
     /// Waits for the next signal.
@@ -51,6 +53,21 @@ impl AsFd for Signals {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.pipe.as_fd()
     }
+}
+
+/// Stops this process as Ctrl-Z stops a program, until somebody lets it go on. `SIGTSTP` is caught from
+/// then on. A process group that no shell looks after cannot be stopped so, and just goes on.
+pub fn stop() -> io::Result<()> {
+    set_handler(libc::SIGTSTP, libc::SIG_DFL, 0)?;
+    // To this very thread: it is stopped before the call returns.
+    // SAFETY: raise(3) takes an integer and touches no memory of ours.
+    unsafe { libc::raise(libc::SIGTSTP) };
+    catch(libc::SIGTSTP)
+}
+
+fn catch(signal: libc::c_int) -> io::Result<()> {
+    let handler = note as extern "C" fn(libc::c_int);
+    set_handler(signal, handler as libc::sighandler_t, 0)
 }
 
 /// Handles one signal by `handler`, with the given `SA_` flags.

@@ -12,7 +12,7 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Once, OnceLock};
 
-use crate::signals::set_handler;
+use crate::signals::{self, set_handler};
 
 /// Settings of standard input before the first raw mode.
 static COOKED: OnceLock<libc::termios> = OnceLock::new();
@@ -44,26 +44,31 @@ impl RawMode {
         if !io::stdin().is_terminal() {
             return Ok(None);
         }
-        let mut now = MaybeUninit::<libc::termios>::uninit();
-        // SAFETY: tcgetattr(3) fills the whole structure, which is large enough, when it returns 0.
-        let now = unsafe {
-            if libc::tcgetattr(libc::STDIN_FILENO, now.as_mut_ptr()) != 0 {
-                return Err(io::Error::last_os_error());
-            }
-            now.assume_init()
-        };
-        let mut raw = *COOKED.get_or_init(|| now);
-        restore_on_crash()?;
-        // SAFETY: `raw` is a complete structure that is ours.
-        unsafe { libc::cfmakeraw(&mut raw) };
-        IS_RAW.store(true, Ordering::SeqCst);
-        // SAFETY: tcsetattr(3) only reads `raw`.
-        if unsafe { libc::tcsetattr(libc::STDIN_FILENO, libc::TCSANOW, &raw) } != 0 {
-            IS_RAW.store(false, Ordering::SeqCst);
-            return Err(io::Error::last_os_error());
-        }
+        make_raw()?;
         Ok(Some(Self(())))
     }
+}
+
+fn make_raw() -> io::Result<()> {
+    let mut now = MaybeUninit::<libc::termios>::uninit();
+    // SAFETY: tcgetattr(3) fills the whole structure, which is large enough, when it returns 0.
+    let now = unsafe {
+        if libc::tcgetattr(libc::STDIN_FILENO, now.as_mut_ptr()) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        now.assume_init()
+    };
+    let mut raw = *COOKED.get_or_init(|| now);
+    restore_on_crash()?;
+    // SAFETY: `raw` is a complete structure that is ours.
+    unsafe { libc::cfmakeraw(&mut raw) };
+    IS_RAW.store(true, Ordering::SeqCst);
+    // SAFETY: tcsetattr(3) only reads `raw`.
+    if unsafe { libc::tcsetattr(libc::STDIN_FILENO, libc::TCSANOW, &raw) } != 0 {
+        IS_RAW.store(false, Ordering::SeqCst);
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 impl Drop for RawMode {
@@ -85,12 +90,26 @@ impl FullScreen {
         let Some(raw) = RawMode::enter()? else {
             return Ok(None);
         };
-        IS_FULL.store(true, Ordering::SeqCst);
         // Where this fails, `raw` undoes both.
-        io::stdout().write_all(ENTER)?;
-        io::stdout().flush()?;
+        take_screen()?;
         Ok(Some(Self(raw)))
     }
+
+    /// Gives the terminal back as it was, stops this process until somebody lets it go on, and takes the
+    /// terminal again. The screen is empty then.
+    pub fn suspend(&self) -> io::Result<()> {
+        restore();
+        signals::stop()?;
+        // Where a shell goes on with it in the background, this stops it once more.
+        make_raw()?;
+        take_screen()
+    }
+}
+
+fn take_screen() -> io::Result<()> {
+    IS_FULL.store(true, Ordering::SeqCst);
+    io::stdout().write_all(ENTER)?;
+    io::stdout().flush()
 }
 
 /// Standard output that is written picture by picture: what was not flushed is never shown, so that

@@ -106,7 +106,8 @@ pub fn launch(
     request: &LaunchRequest,
 ) -> Result<InstanceStatus, HttpError> {
     let path = format!("/v1/instances/{name}");
-    client::put_json(agent, &path, request, LAUNCH_TIMEOUT)
+    let timeout = LAUNCH_TIMEOUT.saturating_add(Duration::from_millis(request.wait_ms));
+    client::put_json(agent, &path, request, timeout)
 }
 
 /// Reads an instance's events from the agent of its host, piece by piece, until they end or `take` says

@@ -62,7 +62,8 @@ pub fn wall_text(wall_ms: u64) -> String {
 /// Last millisecond of the year 9999, the last one that RFC 3339 can write.
 const LAST_WALL_MS: u64 = 253_402_300_799_999;
 
-fn monotonic_ms() -> u64 {
+/// `CLOCK_MONOTONIC` in milliseconds.
+pub fn monotonic_ms() -> u64 {
     millis(read_clock(libc::CLOCK_MONOTONIC))
 }
 

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use concertina_api::counters::{Counters, STATISTIC_NAMES, Statistics};
 use concertina_api::vm::*;
 use concertina_api::{Bytes, Quota};
 use concertina_http::{Handler, Method, Request, Response, Server, Stopper};
@@ -51,6 +52,10 @@ pub struct FakeVm {
     pub wishes: Vec<VmResize>,
     pub power_button: bool,
     pub stop: bool,
+    /// It can publish.
+    pub can_publish: bool,
+    /// It was asked to publish.
+    pub publishes: bool,
 }
 
 /// A fake vmm that listens.
@@ -75,6 +80,8 @@ impl FakeVm {
             wishes: Vec::new(),
             power_button: false,
             stop: false,
+            can_publish: false,
+            publishes: false,
         }
     }
 
@@ -143,6 +150,26 @@ impl FakeVm {
         BalloonStatistics {
             age_ms: Some(0),
             values: values.into(),
+        }
+    }
+
+    /// What it publishes: a guest that has used nearly all, whatever it answers when it is asked.
+    fn counters(&self) -> Counters {
+        let now_ms = crate::clock::monotonic_ms();
+        let mut statistics = Statistics::default();
+        let total = self.memory.get() - Bytes::mib(16).get();
+        for (place, name) in statistics.iter_mut().zip(STATISTIC_NAMES) {
+            *place = match name {
+                "total_memory" => Some(total),
+                "available_memory" => Some(total / 20),
+                _ => None,
+            };
+        }
+        Counters {
+            published_ms: now_ms,
+            statistics_ms: Some(now_ms),
+            balloon: self.balloon,
+            statistics,
         }
     }
 
@@ -215,6 +242,10 @@ fn answer(vm: &Mutex<FakeVm>, request: &Request) -> Response {
             Ok(wish) => Response::json(200, &vm.resize(&wish)),
             Err(response) => response,
         },
+        (Method::Put, "/v1/vm/counters") if vm.can_publish => {
+            vm.publishes = true;
+            Response::empty(204)
+        }
         (Method::Put, "/v1/vm/power-button") => {
             vm.power_button = true;
             Response::empty(204)
@@ -265,6 +296,7 @@ impl Drop for FakeVmm {
 /// | `reset-once` | resets at its first life, then obeys |
 /// | `reset-after-rate` | resets once a limit was set in its first life, then obeys |
 /// | `burn` | obeys, and its vCPUs are busy all the time |
+/// | `publish` | obeys, and publishes other statistics than it answers with |
 pub fn process_command(behaviour: &str) -> Vec<OsString> {
     let program = std::env::current_exe().unwrap().into_os_string();
     let words = [
@@ -319,6 +351,7 @@ fn fake_vmm_process() {
         Faults::default(),
     );
     vm.quota = spec.quota;
+    vm.can_publish = behaviour == "publish";
     // SAFETY: gettid(2) has no preconditions.
     vm.tid = unsafe { libc::gettid() };
     let fake = FakeVmm::listen(&spec.api_socket, vm);
@@ -356,9 +389,14 @@ fn fake_vmm_process() {
             end(exit::SETUP_FAILED);
         }
         let vm = fake.vm.lock().unwrap();
+        if vm.publishes
+            && let Some(path) = &spec.counters_file
+        {
+            std::fs::write(path, vm.counters().encode()).unwrap();
+        }
         let obeys_button = matches!(
             behaviour.as_str(),
-            "obey" | "reset-once" | "reset-after-rate" | "burn"
+            "obey" | "reset-once" | "reset-after-rate" | "burn" | "publish"
         );
         if vm.power_button && obeys_button || vm.stop && behaviour != "ignore-all" {
             end(exit::POWER_OFF);

@@ -40,6 +40,18 @@ pub struct LaunchRequest {
     pub boot_image: Option<ImageSource>,
     /// Bounds and rules.
     pub policy: Policy,
+    /// How long it may wait for room on the host, in milliseconds, at most an hour: instances that hold
+    /// more than they need are asked to shrink. 0, the default: it is refused at once.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub wait_ms: u64,
+}
+
+/// Longest [`LaunchRequest::wait_ms`].
+pub const LAUNCH_WAIT_MAX_MS: u64 = 3_600_000;
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde's form
+fn is_zero(value: &u64) -> bool {
+    *value == 0
 }
 
 /// A disk image whose own kernel is booted.

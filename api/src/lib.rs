@@ -3,6 +3,7 @@
 //! and printing, nothing of ours underneath.
 #![forbid(unsafe_code)]
 
+pub mod counters;
 pub mod disk;
 pub mod event;
 pub mod host;

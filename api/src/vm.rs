@@ -8,6 +8,7 @@
 //! | `GET /v1/vm/disks` | | list of [`DiskStatus`] |
 //! | `GET /v1/vm/nets` | | list of [`NetStatus`] |
 //! | `GET /v1/vm/balloon/statistics` | | [`BalloonStatistics`] (fresh, or the last with its age) |
+//! | `PUT /v1/vm/counters` | [`Publishing`] | 204: the counters file of the specification is written |
 //! | `PUT /v1/vm/pause`, `/resume`, `/power-button`, `/stop` | | 204 |
 
 use std::collections::BTreeMap;
@@ -90,6 +91,47 @@ pub struct VmSpec {
     /// more; absent: none.
     #[serde(default)]
     pub exit_file: Option<PathBuf>,
+    /// A file that gets a [`crate::counters::Counters`] record, as often as it is asked for; absent: none.
+    #[serde(default)]
+    pub counters_file: Option<PathBuf>,
+}
+
+/// A wish for the counters file to be written, again and again; the last one holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Publishing {
+    /// Milliseconds from one time to the next, 20 to 60,000.
+    pub period_ms: u64,
+    /// Milliseconds from now to the first time, at most 60,000: whoever reads it regularly, has it
+    /// written a moment before.
+    pub first_ms: u64,
+}
+
+impl Publishing {
+    /// Shortest and longest period, in milliseconds.
+    pub const PERIODS_MS: std::ops::RangeInclusive<u64> = 20..=60_000;
+
+    /// Whether it is possible; else a sentence.
+    ///
+    /// # Errors
+    /// One of the times is out of its range.
+    pub fn check(&self) -> Result<(), String> {
+        let (least, most) = (Self::PERIODS_MS.start(), Self::PERIODS_MS.end());
+        if !Self::PERIODS_MS.contains(&self.period_ms) {
+            return Err(format!(
+                "A period_ms of {} is not allowed: {least} to {most} are",
+                self.period_ms
+            ));
+        }
+        if self.first_ms > *most {
+            return Err(format!(
+                "A first_ms of {} is not allowed: 0 to {most} are",
+                self.first_ms
+            ));
+        }
+        Ok(())
+    }
 }
 
 /// How a vmm process ended, in its own words. A process that was killed leaves none.

@@ -8,15 +8,18 @@ pub mod remote;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use concertina_agent::host::HostRecord;
 use concertina_agent::launch::LaunchSpec;
 use concertina_agent::state_dir::StateDir;
 use concertina_api::disk::DiskSpec;
+use concertina_api::host::LAUNCH_WAIT_MAX_MS;
 use concertina_api::net::NetWish;
 use concertina_api::policy::{Policy, PolicyError, PolicyFile, Source, Sources};
 use concertina_api::{Bounds, Bytes, Cpus, RateBounds};
 
+use crate::args::parse_duration;
 use crate::failure::Usage;
 use crate::{guest, policy};
 
@@ -85,7 +88,8 @@ guest. Ctrl-C (or SIGTERM, SIGHUP) asks the guest to power off, a second one end
 --console: every key goes to the guest; Ctrl-] goes back to the mode above.
 --detach: returns as soon as the guest runs, and prints the name.
 Where an agent ('concertina agent') owns the state folder, it launches the instance and keeps it; the
-foreground shows the console, and its end is the instance's.
+foreground shows the console, and its end is the instance's. A host without room for the lower bounds
+refuses at once, with the numbers, or after --wait-for-room.
 
 Exit status: 0 when the guest powered off or was stopped, 1 when the launch failed, 2 when an
 option is wrong, 65 after a triple fault, 66 after a KVM error, 67 when the guest resets itself
@@ -144,9 +148,22 @@ pub struct Args {
     /// Run in the background; return when the guest runs
     #[arg(short, long)]
     detach: bool,
+    /// How long to wait for room on the host where it has not enough: its agent asks instances that hold
+    /// more than they need to shrink. Without it a launch that finds no room is refused at once
+    #[arg(long, value_name = "TIME", value_parser = parse_wait)]
+    wait_for_room: Option<Duration>,
     /// Folder where kernels and guest images are kept
     #[arg(long, value_name = "DIR", env = "CONCERTINA_CACHE_DIR")]
     cache_dir: Option<PathBuf>,
+}
+
+/// A time as the command line has it, of which the agent takes an hour at most.
+fn parse_wait(text: &str) -> Result<Duration, String> {
+    let time = parse_duration(text)?;
+    if time > Duration::from_millis(LAUNCH_WAIT_MAX_MS) {
+        return Err(format!("'{text}' is too long: at most 1h is allowed"));
+    }
+    Ok(time)
 }
 
 /// Launches; gives the instance's exit status.
@@ -186,7 +203,18 @@ pub fn run(args: Args, state: StateDir) -> anyhow::Result<i32> {
         vmm_command: vmm_command(),
     };
     if let Some(agent) = HostRecord::find(state.root()) {
-        return by_agent::run(spec, &agent, &state, args.console, args.detach);
+        let launch = by_agent::Launch {
+            spec,
+            wait_for_room: args.wait_for_room.unwrap_or_default(),
+        };
+        return by_agent::run(launch, &agent, &state, args.console, args.detach);
+    }
+    if args.wait_for_room.is_some() {
+        return Err(Usage(
+            "--wait-for-room needs an agent ('concertina agent'), which shares out this host"
+                .into(),
+        )
+        .into());
     }
     if args.detach {
         background::run(spec)

@@ -38,7 +38,8 @@ Examples:
 Keys: Up and Down (or k and j) select an instance, Enter opens its timeline and Esc leaves it,
 s sorts by name, cpu, memory, pressure or age and r reverses, + and - propose more or less CPU and
 M and m more or less memory for the selected instance: nothing happens before Enter confirms it, and
-the bottom line tells the outcome. ? explains the screen, q leaves.
+the bottom line tells the outcome. ? explains the screen, q leaves, Ctrl-Z goes back to the shell for a
+while ('fg' comes back).
 
 A bar's whole length is the upper bound; its parts are what the instance has up to its lower bound,
 what it has beyond it, what it is about to get, and what it could get. LOAD is the use of the CPUs
@@ -94,23 +95,22 @@ pub fn run(args: &Args, state: &StateDir) -> anyhow::Result<i32> {
     if args.once {
         return once(app, theme, state);
     }
-    let mut signals = Signals::catch().context("Catching signals failed")?;
+    let signals = Signals::catch().and_then(Signals::with_stop);
+    let mut signals = signals.context("Catching signals failed")?;
     let screen = FullScreen::enter().context("The terminal does not take a full screen")?;
     let Some(screen) = screen else {
         let why = "Standard input and output have to be a terminal: 'concertina top --once' writes \
                    one picture as text";
         return Err(Usage(why.into()).into());
     };
-    let status = show(app, theme, state, &mut signals);
-    drop(screen);
-    status
+    show(app, theme, state, (&mut signals, &screen))
 }
 
 fn show(
     mut app: App,
     theme: Theme,
     state: &StateDir,
-    signals: &mut Signals,
+    (signals, screen): (&mut Signals, &FullScreen),
 ) -> anyhow::Result<i32> {
     const LOST: &str = "The terminal is lost";
     let begun = Instant::now();
@@ -119,7 +119,14 @@ fn show(
             .context("Looking at the instances cannot begin")?;
     let pictures = Pictures::to_stdout().context(LOST)?;
     let mut terminal = Terminal::new(CrosstermBackend::new(pictures)).context(LOST)?;
+    let mut suspend = false;
     loop {
+        if std::mem::take(&mut suspend) {
+            screen.suspend().context(LOST)?;
+            // Nothing of the picture before is there.
+            terminal.clear().context(LOST)?;
+            app.update(Input::Tick, begun.elapsed());
+        }
         terminal
             .draw(|frame| render::render(&app, &theme, frame))
             .context(LOST)?;
@@ -134,8 +141,11 @@ fn show(
         )
         .context("Waiting for keys failed")?;
         if on_signal != 0 {
-            // As a shell reports a program that a signal ended.
-            return Ok(128 + signals.next()?);
+            match signals.next()? {
+                libc::SIGTSTP => suspend = true,
+                // As a shell reports a program that a signal ended.
+                signal => return Ok(128 + signal),
+            }
         }
         if on_keys & libc::POLLHUP != 0 {
             return Ok(128 + libc::SIGHUP);
@@ -152,6 +162,7 @@ fn show(
             match app.update(Input::Key(key), begun.elapsed()) {
                 None => {}
                 Some(Effect::Quit) => return Ok(0),
+                Some(Effect::Suspend) => suspend = true,
                 Some(Effect::Resize(name, wish)) => match state.paths(&name) {
                     Ok(paths) => collector.resize(paths, name, *wish),
                     Err(error) => {
@@ -232,6 +243,7 @@ fn key_of(event: &Event) -> Option<Key> {
     let control = modifiers.contains(KeyModifiers::CONTROL);
     match code {
         KeyCode::Char('c') if control => Some(Key::Interrupt),
+        KeyCode::Char('z') if control => Some(Key::Suspend),
         KeyCode::Char(_) if control => None,
         KeyCode::Char(c) => Some(Key::Char(*c)),
         KeyCode::Up => Some(Key::Up),

@@ -8,6 +8,7 @@
 mod support;
 
 mod agent;
+mod agent_adversity;
 mod agent_death;
 mod bad_input;
 mod balloon;

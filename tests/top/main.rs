@@ -165,6 +165,58 @@ fn signals_restore_the_terminal() {
 }
 
 #[test]
+fn it_stops_as_a_shell_expects_and_comes_back() {
+    let host = Host::new();
+    let _web = host.launch("web", Play::of(75.0, 2));
+    // A shell with job control, which waits for it, and then lets it go on twice.
+    let script = "set -m; \"$0\" top --interval 100ms; echo stopped by $?; read key; fg >/dev/null; \
+                  echo stopped again by $?; read key; fg >/dev/null; echo ended with $?";
+    let mut shell = Command::new("sh");
+    let template = concertina(&host, &[]);
+    for (name, value) in template.get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    let mut top = Pty::run(shell.args(["-c", script]).arg(template.get_program()));
+    let sees_list = |top: &Pty| {
+        top.sees("the list", |screen| {
+            screen.row(5).contains("75%") && screen.is_full && screen.hides_cursor
+        });
+    };
+    let stopped = format!("by {}", 128 + libc::SIGTSTP);
+    let sees_shell = |top: &Pty, word: &str| {
+        top.sees("the shell", |screen| {
+            let said = |row: &String| row.contains(word) && row.contains(&stopped);
+            screen.rows.iter().any(said) && !screen.is_full
+        });
+        top.is_restored();
+    };
+    sees_list(&top);
+    top.types("\x1a");
+    sees_shell(&top, "stopped");
+    top.types("\r");
+    sees_list(&top);
+    // A question is still there when it comes back.
+    top.types("+");
+    top.sees("the question", |screen| {
+        screen.rows.iter().any(|row| row.contains("Enter"))
+    });
+    let question = top.screen().row(23).to_owned();
+    top.types("\x1a");
+    sees_shell(&top, "again");
+    top.types("\r");
+    top.sees("the question again", |screen| screen.row(23) == question);
+    top.types("q");
+    top.sees("the end", |screen| {
+        screen.rows.iter().any(|row| row.contains("ended with 0"))
+    });
+    assert_eq!(top.end(), Some(0));
+    top.is_restored();
+}
+
+#[test]
 fn a_window_may_change_its_size() {
     let host = Host::new();
     let _web = host.launch("web", Play::of(75.0, 2));

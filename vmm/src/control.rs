@@ -11,12 +11,13 @@ use std::time::{Duration, Instant};
 use concertina_api::disk::{DiskRate, DiskStatus};
 use concertina_api::net::NetStatus;
 use concertina_api::vm::{
-    BalloonStatistics, BalloonStatus, MemoryStatus, Outcome, ResizeReport, RunState, VcpuState,
-    VcpuStatus, VcpuThread, VmDescription, VmResize, VmSize,
+    BalloonStatistics, BalloonStatus, MemoryStatus, Outcome, Publishing, ResizeReport, RunState,
+    VcpuState, VcpuStatus, VcpuThread, VmDescription, VmResize, VmSize,
 };
 use concertina_api::{Bytes, Quota};
 
 use crate::cgroup::Cgroup;
+use crate::counters::Schedule;
 use crate::cpu::hotplug::CpuHotplug;
 use crate::cpu::thread::Vcpu;
 use crate::devices::ged::{EVENT_POWER_BUTTON, EventDevice};
@@ -53,6 +54,8 @@ pub struct Control {
     cgroup: Option<Cgroup>,
     ram: Arc<GuestRam>,
     exit: ExitNotifier,
+    /// When the counters file is written.
+    schedule: Arc<Schedule>,
     state: Mutex<RunState>,
     /// Held for the whole of a resize; never taken by a vCPU thread or the event loop.
     resizing: Mutex<()>,
@@ -123,6 +126,7 @@ impl Control {
             cgroup,
             ram: machine.ram.clone(),
             exit,
+            schedule: Arc::default(),
             state: Mutex::new(RunState::Running),
             resizing: Mutex::new(()),
         }
@@ -204,6 +208,26 @@ impl Control {
     /// Statistics of the guest's balloon driver, at most `max_age` old if it answers in time.
     pub fn balloon_statistics(&self, max_age: Duration, timeout: Duration) -> BalloonStatistics {
         self.balloon.statistics(max_age, timeout)
+    }
+
+    /// When the counters file is written.
+    pub fn schedule(&self) -> Arc<Schedule> {
+        Arc::clone(&self.schedule)
+    }
+
+    /// Writes the counters file from here on as often as this says.
+    ///
+    /// # Errors
+    /// A sentence: the wish is not possible.
+    pub fn publish(&self, wish: &Publishing) -> Result<(), String> {
+        wish.check()?;
+        if self.plan.spec.counters_file.is_none() {
+            return Err("Counters cannot be published: this VM has no file for them".into());
+        }
+        self.schedule.set(wish, Instant::now());
+        // The event loop may sleep until something else is due.
+        self.balloon.wake();
+        Ok(())
     }
 
     /// Changes the size; answers with what was reached.

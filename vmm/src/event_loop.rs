@@ -62,7 +62,8 @@ impl<T: Copy> Poller<T> {
     pub fn wait(&self, timeout: Option<Duration>, ready: &mut Vec<T>) -> io::Result<()> {
         ready.clear();
         let mut events = [EpollEvent::default(); 16];
-        let timeout = timeout.map_or(-1, |t| t.as_millis().min(60_000) as i32);
+        // Rounded up: a wait that ends a little early would be followed by a busy one.
+        let timeout = timeout.map_or(-1, |t| t.as_micros().div_ceil(1000).min(60_000) as i32);
         let count = match self.epoll.wait(timeout, &mut events) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
             other => other?,

@@ -9,6 +9,7 @@ pub mod acpi;
 pub mod boot;
 pub mod cgroup;
 pub mod control;
+pub mod counters;
 pub mod cpu;
 pub mod devices;
 pub mod error;

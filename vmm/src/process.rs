@@ -11,6 +11,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::cgroup::Cgroup;
 use crate::control::{Control, chain};
+use crate::counters::Publisher;
 use crate::devices::serial::Console;
 use crate::error::VmmError;
 use crate::event_loop::Poller;
@@ -134,11 +135,16 @@ fn run(spec: VmSpec) -> Result<Exit, VmmError> {
     })?;
     let boot_vcpus = plan.spec.boot_vcpus;
     let console_socket = plan.spec.console_socket.clone();
+    let counters_file = plan.spec.counters_file.clone();
     let control = Arc::new(Control::new(plan, &machine, cgroup, exit.clone()));
+    let publisher = counters_file
+        .map(|path| Publisher::new(&path, control.schedule(), machine.balloon.clone()))
+        .transpose()
+        .map_err(VmmError::host("The counters file cannot be made"))?;
     let stopper = server::serve(control, server)?;
 
     machine.start(boot_vcpus);
-    let ended = EventLoop::new(&mut machine, &event)
+    let ended = EventLoop::new(&mut machine, &event, publisher)
         .and_then(|mut event_loop| event_loop.run(&exit))
         .map_err(VmmError::host("The event loop cannot go on"));
     machine.vcpus.iter_mut().for_each(|vcpu| vcpu.end());
@@ -165,10 +171,15 @@ struct EventLoop<'a> {
     console: &'a mut Console,
     runners: &'a mut [VirtioRunner],
     input_waits: bool,
+    publisher: Option<Publisher>,
 }
 
 impl<'a> EventLoop<'a> {
-    fn new(machine: &'a mut Machine, exit: &EventFd) -> io::Result<Self> {
+    fn new(
+        machine: &'a mut Machine,
+        exit: &EventFd,
+        publisher: Option<Publisher>,
+    ) -> io::Result<Self> {
         use std::os::fd::AsRawFd;
         let mut poller = Poller::new()?;
         poller.add(exit.as_raw_fd(), Token::Exit)?;
@@ -187,6 +198,7 @@ impl<'a> EventLoop<'a> {
             console,
             runners: &mut machine.runners,
             input_waits: false,
+            publisher,
         })
     }
 
@@ -195,11 +207,16 @@ impl<'a> EventLoop<'a> {
         let mut shedding = Shedding::begin();
         loop {
             let retry = self.input_waits.then_some(INPUT_RETRY);
-            let timeout = retry.into_iter().chain(shedding.left()).min();
+            let publish = self.publisher.as_ref().and_then(Publisher::left);
+            let timeout = [retry, shedding.left(), publish];
+            let timeout = timeout.into_iter().flatten().min();
             self.poller.wait(timeout, &mut ready)?;
             shedding.look();
             for token in &ready {
                 self.handle(*token)?;
+            }
+            if let Some(publisher) = &mut self.publisher {
+                publisher.look();
             }
             if self.input_waits {
                 self.input_waits = self.console.feed_input();

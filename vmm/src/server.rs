@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use concertina_api::vm::VmResize;
+use concertina_api::vm::{Publishing, VmResize};
 use concertina_http::{Method, Request, Response, Server, Stopper};
 
 use crate::control::{Control, chain};
@@ -47,6 +47,13 @@ fn answer(control: &Control, request: &Request) -> Response {
             let statistics = control.balloon_statistics(STATISTICS_MAX_AGE, STATISTICS_TIMEOUT);
             Response::json(200, &statistics)
         }
+        ("/v1/vm/counters", Method::Put) => match request.json::<Publishing>() {
+            Ok(wish) => match control.publish(&wish) {
+                Ok(()) => done(),
+                Err(why) => Response::problem(400, why),
+            },
+            Err(response) => response,
+        },
         ("/v1/vm/pause", Method::Put) => {
             control.pause();
             done()
@@ -68,6 +75,7 @@ fn answer(control: &Control, request: &Request) -> Response {
             | "/v1/vm/disks"
             | "/v1/vm/resize"
             | "/v1/vm/balloon/statistics"
+            | "/v1/vm/counters"
             | "/v1/vm/pause"
             | "/v1/vm/resume"
             | "/v1/vm/power-button"

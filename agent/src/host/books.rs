@@ -15,7 +15,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use concertina_api::instance::InstanceSize;
 use concertina_api::policy::Axis;
@@ -56,7 +56,29 @@ struct State {
     unwritten: Vec<Record>,
     /// Something has changed since the steward looked last.
     news: bool,
+    /// How often something has changed.
+    changes: u64,
     closed: bool,
+}
+
+/// How soon a launch that waits looks again when nothing in the books has changed.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+
+/// Why an instance was not admitted, as a sentence.
+#[derive(Debug)]
+enum NotAdmitted {
+    /// There is no room at the moment.
+    Short(String),
+    /// For another reason, which does not pass.
+    Other(String),
+}
+
+impl NotAdmitted {
+    fn sentence(self) -> String {
+        match self {
+            Self::Short(text) | Self::Other(text) => text,
+        }
+    }
 }
 
 /// Somebody who waited, and shall have it.
@@ -80,6 +102,7 @@ impl HostBooks {
                 needs: BTreeMap::new(),
                 unwritten: Vec::new(),
                 news: false,
+                changes: 0,
                 closed: false,
             }),
             changed: Condvar::new(),
@@ -127,10 +150,74 @@ impl HostBooks {
     /// # Errors
     /// A sentence: there is no room for its lower bounds, or the journal cannot be written.
     pub fn admit(&self, name: &str, claim: Claim) -> Result<IntentId, String> {
+        self.try_admit(name, claim).map_err(NotAdmitted::sentence)
+    }
+
+    /// The same; where there is no room, donors are asked, and it waits at most so long for what they
+    /// give, or others leave.
+    ///
+    /// # Errors
+    /// A sentence: there was no room in time, there can be none, the agent ends, or the journal cannot
+    /// be written.
+    pub fn admit_within(
+        &self,
+        name: &str,
+        claim: Claim,
+        time: Duration,
+    ) -> Result<IntentId, String> {
+        if time.is_zero() {
+            return self.admit(name, claim);
+        }
+        let began = Instant::now();
+        let mut changes = self.state().changes;
+        let mut admitted = self.try_admit(name, claim);
+        if matches!(admitted, Err(NotAdmitted::Short(_))) {
+            let mut state = self.state();
+            let waits = state.ledger.await_launch(name, claim);
+            waits.map_err(|never| never.to_string())?;
+            self.tell(&mut state);
+        }
+        while let Err(NotAdmitted::Short(why)) = &admitted {
+            let left = time.saturating_sub(began.elapsed());
+            if left.is_zero() {
+                let waited = began.elapsed().as_secs_f64();
+                let text = format!("{why}; it waited {waited:.1} s for room, and there was none");
+                admitted = Err(NotAdmitted::Other(text));
+                break;
+            }
+            // What the host has besides the ledger changes without a word.
+            let wait = left.min(LOOK_AGAIN);
+            let same = |state: &mut State| state.changes == changes && !state.closed;
+            let waited = self.changed.wait_timeout_while(self.state(), wait, same);
+            let state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            if state.closed {
+                admitted = Err(NotAdmitted::Other(
+                    "The agent of this host is ending".into(),
+                ));
+                break;
+            }
+            changes = state.changes;
+            drop(state);
+            admitted = self.try_admit(name, claim);
+        }
+        let mut state = self.state();
+        state.ledger.withdraw_launch(name);
+        self.tell(&mut state);
+        drop(state);
+        admitted.map_err(NotAdmitted::sentence)
+    }
+
+    fn try_admit(&self, name: &str, claim: Claim) -> Result<IntentId, NotAdmitted> {
         let admitted = self.state().ledger.admit(name, claim);
-        admitted.map_err(|error| error.to_string())?;
+        admitted.map_err(|error| match error {
+            LedgerError::Short(short) => NotAdmitted::Short(short.to_string()),
+            error => NotAdmitted::Other(error.to_string()),
+        })?;
         let room = self.memory.has_room(claim.bounds.memory.min);
-        let begun = room.and_then(|()| self.begin(name, Action::Launch { claim }, None));
+        let begun = room.map_err(NotAdmitted::Short).and_then(|()| {
+            let begun = self.begin(name, Action::Launch { claim }, None);
+            begun.map_err(NotAdmitted::Other)
+        });
         if begun.is_err() {
             self.state().ledger.forget(name);
         }
@@ -524,10 +611,11 @@ impl HostBooks {
         self.tell(&mut state);
     }
 
-    /// Who shall shrink for those who wait, and for a launch that wants `launch` of the axis.
-    pub fn donations(&self, axis: Axis, launch: u64) -> DonationPlan {
+    /// Who shall shrink for those who wait, launches among them.
+    pub fn donations(&self, axis: Axis) -> DonationPlan {
         let state = self.state();
-        let wanted = launch > 0 || state.ledger.waiting().iter().any(|wait| wait.axis == axis);
+        let wanted = state.ledger.launches().next().is_some()
+            || state.ledger.waiting().iter().any(|wait| wait.axis == axis);
         if !wanted {
             return DonationPlan::default();
         }
@@ -536,7 +624,7 @@ impl HostBooks {
             .filter(|((of, _), _)| *of == axis)
             .map(|((_, name), need)| (name.clone(), *need))
             .collect();
-        state.ledger.donations(axis, &needs, launch)
+        state.ledger.donations(axis, &needs)
     }
 
     fn begin(&self, name: &str, action: Action, key: Option<String>) -> Result<IntentId, String> {
@@ -588,6 +676,7 @@ impl HostBooks {
 
     fn tell(&self, state: &mut State) {
         state.news = true;
+        state.changes = state.changes.wrapping_add(1);
         self.changed.notify_all();
     }
 

@@ -20,8 +20,6 @@ mod metrics;
 pub mod notify;
 mod openapi;
 mod routes;
-#[cfg(test)]
-mod scale;
 mod steward;
 mod streams;
 #[cfg(test)]
@@ -34,7 +32,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use concertina_api::host::LaunchRequest;
+use concertina_api::host::{LAUNCH_WAIT_MAX_MS, LaunchRequest};
 use concertina_api::policy::Policy;
 
 use self::account::Account;
@@ -269,11 +267,18 @@ impl Host {
         name: &str,
         request: LaunchRequest,
     ) -> Result<Arc<Core>, LaunchError> {
+        let patience = Duration::from_millis(request.wait_ms);
+        if request.wait_ms > LAUNCH_WAIT_MAX_MS {
+            return Err(LaunchError::Request(format!(
+                "A wait_ms of {} is not allowed: 0 to {LAUNCH_WAIT_MAX_MS} are",
+                request.wait_ms
+            )));
+        }
         let spec = self.launch_spec(name, request)?;
         let claim = claim_of(&spec.policy);
         let intent = self
             .books
-            .admit(name, claim)
+            .admit_within(name, claim, patience)
             .map_err(LaunchError::Admission)?;
         fault::point("launch_intent");
         let launched =
@@ -306,6 +311,7 @@ impl Host {
             seed,
             boot_image,
             policy,
+            wait_ms: _,
         } = request;
         let seed = seed.as_deref().map(std::fs::read).transpose();
         let seed = seed.map_err(|error| {

@@ -52,7 +52,7 @@ fn look(host: &Arc<Host>, asked: &Asked) {
         serve(host, grant);
     }
     for axis in Axis::ALL {
-        for donation in host.books.donations(axis, 0).donations {
+        for donation in host.books.donations(axis).donations {
             ask(host, axis, &donation, asked);
         }
     }
@@ -108,7 +108,8 @@ fn ask(host: &Arc<Host>, axis: Axis, donation: &Donation, asked: &Asked) {
     let waiting = host.books.look(|ledger| {
         let names = ledger.waiting().iter();
         let names = names.filter(|wait| wait.axis == axis);
-        let names: Vec<&str> = names.map(|wait| wait.instance.as_str()).collect();
+        let names = names.map(|wait| wait.instance.as_str());
+        let names: Vec<&str> = names.chain(ledger.launches()).collect();
         names.join(", ")
     });
     let why = format!(

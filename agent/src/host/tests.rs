@@ -138,7 +138,7 @@ impl Bench {
         }
     }
 
-    pub(super) fn state_dir(&self) -> PathBuf {
+    fn state_dir(&self) -> PathBuf {
         self.temp.path().join("state")
     }
 
@@ -151,12 +151,12 @@ impl Bench {
     }
 
     /// Folder that plays the cgroup tree.
-    pub(super) fn cgroup(&self) -> &Path {
+    fn cgroup(&self) -> &Path {
         self.cgroup.path()
     }
 
     /// What an agent in a process of its own is told, in a file.
-    pub(super) fn write_told(&self) -> PathBuf {
+    fn write_told(&self) -> PathBuf {
         let told = self.temp.path().join("told.json");
         fs::write(&told, serde_json::to_vec(&self.told()).unwrap()).unwrap();
         told
@@ -203,6 +203,7 @@ impl Bench {
             seed: None,
             boot_image: None,
             policy: Policy::new(bounds),
+            wait_ms: 0,
         }
     }
 
@@ -210,7 +211,7 @@ impl Bench {
         client::launch(&self.socket(), name, &self.request())
     }
 
-    pub(super) fn paths(&self, name: &str) -> InstancePaths {
+    fn paths(&self, name: &str) -> InstancePaths {
         InstancePaths::in_dir(self.state_dir().join(name))
     }
 
@@ -234,7 +235,7 @@ impl Bench {
             .collect()
     }
 
-    pub(super) fn host_status(&self) -> HostStatus {
+    fn host_status(&self) -> HostStatus {
         http::get_json(&self.socket(), "/v1/host", LIMIT).unwrap()
     }
 }
@@ -449,6 +450,57 @@ fn a_launch_for_whose_lower_bounds_there_is_no_room_is_refused_with_numbers() {
     }
     assert!(!bench.paths("b").dir.exists());
     assert_eq!(agent.host.instances().len(), 1);
+}
+
+#[test]
+fn a_launch_that_waits_gets_its_room_from_a_donor_and_one_that_cannot_have_it_is_told() {
+    let mut bench = bench("obey");
+    bench.memory = Bytes::mib(640);
+    let agent = bench.agent();
+    let mut request = bench.request();
+    request.policy.period_ms = 100;
+    client::launch(&bench.socket(), "rich", &request).unwrap();
+    assert_eq!(bench.resize_memory("rich", 512).0, Outcome::Applied);
+    let launch = |name: &str, wait_ms: u64, floor_mib: u64| {
+        let mut request = request.clone();
+        request.wait_ms = wait_ms;
+        request.policy.bounds.memory.min = Bytes::mib(floor_mib);
+        client::launch(&bench.socket(), name, &request)
+    };
+    // What a donor needs is not known yet: nobody can give, and the deadline is kept.
+    let text = launch("hasty", 300, 256).unwrap_err().to_string();
+    for word in ["host_short_of_memory", "128M", "waited"] {
+        assert!(text.contains(word), "{text}");
+    }
+    let text = launch("huge", 60_000, 512).unwrap_err().to_string();
+    assert!(text.contains("384M of memory at most"), "{text}");
+    let text = launch("patient", 3_600_001, 256).unwrap_err().to_string();
+    assert!(text.contains("3600001"), "{text}");
+    assert_eq!(bench.host_status().instances, 1);
+
+    let pressure = "some avg10=0.00 avg60=0.00 avg300=0.00 total=1\n";
+    let group = bench.cgroup().join("concertina/rich/memory.pressure");
+    fs::write(group, pressure).unwrap();
+    launch("poor", 30_000, 256).unwrap();
+    let host = bench.host_status();
+    assert_eq!((host.instances, host.memory.awaited), (2, 0));
+    assert!(bench.status("rich").memory.target <= Bytes::mib(384));
+    drop(agent);
+}
+
+#[test]
+fn what_a_vmm_publishes_is_looked_at_and_it_is_not_asked() {
+    let bench = bench("publish");
+    let _agent = bench.agent();
+    let mut request = bench.request();
+    request.policy.period_ms = 100;
+    let rule = "memory > 80% for 100ms: +128M, cooldown 10m";
+    request.policy.scale(rule).unwrap();
+    client::launch(&bench.socket(), "web", &request).unwrap();
+    // By what it answers its guest uses nothing.
+    until("the rule has fired by what is published", || {
+        bench.status("web").memory.target == Bytes::mib(384)
+    });
 }
 
 #[test]

@@ -16,7 +16,7 @@ use concertina_api::instance::{InstanceState, ThresholdStatus};
 use concertina_api::policy::{
     Axis, Device, Direction, Metric, Mode, Policy, Resource, Rule, Source,
 };
-use concertina_api::vm::{RunState, VmDescription};
+use concertina_api::vm::{Publishing, RunState, VmDescription};
 
 use super::core::{Core, InForce};
 use super::disks::DiskWatch;
@@ -24,7 +24,7 @@ use super::needs;
 use super::news::News;
 use super::recommend::Recommendations;
 use super::remember::remember;
-use crate::clock::thread_cpu;
+use crate::clock::{monotonic_ms, thread_cpu};
 use crate::measure::{Phase, Way};
 use crate::plan::memory::Held as HeldMemory;
 use crate::policy::window::STALE_PERIODS;
@@ -33,9 +33,11 @@ use crate::policy::{
     rule_texts,
 };
 use crate::pool::{Events, Interest, Job, JobId, Watched};
+use crate::resize::guest::Said;
 use crate::resize::{Cause, Order};
 use crate::signals::kvm::{DEBUGFS_KVM, KvmStatistics};
 use crate::signals::psi::Trigger;
+use crate::signals::published::Published;
 use crate::signals::{IoSampler, Present, Sampler};
 
 /// Deadline of growth that a rule asks for.
@@ -46,6 +48,10 @@ const SHRINK_TIMEOUT: Duration = Duration::from_secs(60);
 const BOOT_GRACE: Duration = Duration::from_secs(30);
 /// Shortest time between two looks: an early wake-up does not make a busy loop.
 const LEAST_TICK: Duration = Duration::from_millis(20);
+/// How long before a look the vmm asks its guest for what is looked at, at most.
+const PUBLISH_LEAD: Duration = Duration::from_millis(100);
+/// A record that was not written for so many periods is of a vmm that does not publish any more.
+const PUBLISH_PERIODS: u64 = 3;
 /// Share of its window that an instance has to wait before the kernel wakes us, in percent.
 const TRIGGER_PERCENT: u64 = 10;
 
@@ -149,6 +155,10 @@ struct Watcher {
     guest_is_up: bool,
     is_braked: bool,
     balloon_before: u64,
+    /// What the vmm publishes; `None`: it is asked.
+    published: Option<Published>,
+    /// When the size has changed last, by the clock of what is published.
+    changed_ms: u64,
     disks: DiskWatch,
 }
 
@@ -161,7 +171,7 @@ impl Watcher {
         sampler.rebase();
         let in_force = core.policy();
         core.set_thresholds(resting(&in_force.policy));
-        Some(Self {
+        let mut watcher = Self {
             core: Arc::clone(core),
             state: core.take_remembered().unwrap_or_default(),
             sampler,
@@ -181,8 +191,34 @@ impl Watcher {
             guest_is_up: false,
             is_braked: false,
             balloon_before: 0,
+            published: None,
+            changed_ms: monotonic_ms(),
             disks: DiskWatch::new(&seen.disks),
-        })
+        };
+        watcher.have_published();
+        Some(watcher)
+    }
+
+    /// Has the vmm publish what is looked at, a moment before each look. One that does not is asked.
+    fn have_published(&mut self) {
+        self.published = None;
+        let bounds = self.policy().bounds;
+        if bounds.memory.min == bounds.memory.max {
+            return;
+        }
+        let period = tick(self.policy());
+        let lead = PUBLISH_LEAD.min(period / 5);
+        let mut first = self.next.saturating_duration_since(Instant::now());
+        if first < lead {
+            first += period;
+        }
+        let wish = Publishing {
+            period_ms: millis(period),
+            first_ms: millis(first.saturating_sub(lead)),
+        };
+        if self.core.vmm.publish(&wish).is_ok() {
+            self.published = Some(Published::new(&self.core.paths.counters));
+        }
     }
 
     /// Is woken by what cannot wait. Where the kernel does not tell, the periodic look sees the same a
@@ -210,6 +246,7 @@ impl Watcher {
         if self.take_policy() {
             self.watch(watched);
             self.next = self.next.min(now + tick(self.policy()));
+            self.have_published();
         }
         if due {
             self.look_at_disks(now);
@@ -217,7 +254,7 @@ impl Watcher {
         }
         let alarm = self.core.channel.take_alarm();
         if due || changed || alarm || events.has(TRIGGER) {
-            self.look();
+            self.look(due && !changed);
         }
         self.settle(now);
         self.core.keep_usage();
@@ -244,8 +281,9 @@ impl Watcher {
         true
     }
 
-    /// Looks at everything once, decides, and begins what was decided.
-    fn look(&mut self) {
+    /// Looks at everything once, decides, and begins what was decided. `in_time`: what was published
+    /// for this moment is good enough; else something has happened since.
+    fn look(&mut self, in_time: bool) {
         if self.core.state() != InstanceState::Running {
             return;
         }
@@ -265,7 +303,7 @@ impl Watcher {
         self.core.channel.observe(now_ms, &mut seen);
         let bounds = self.policy().bounds;
         if bounds.memory.min != bounds.memory.max {
-            self.look_at_guest(&present, now_ms, &mut seen);
+            self.look_at_guest(&present, now_ms, in_time, &mut seen);
         }
         seen.cpus_busy = self.is_busy(Axis::Cpus);
         seen.memory_busy = self.is_busy(Axis::Memory);
@@ -372,11 +410,24 @@ impl Watcher {
         seen.is_ok_and(|seen| seen.state == RunState::Paused)
     }
 
-    fn look_at_guest(&mut self, present: &Present, now_ms: u64, seen: &mut Observations) {
-        let statistics = self.core.vmm.balloon_statistics().ok();
+    fn look_at_guest(
+        &mut self,
+        present: &Present,
+        now_ms: u64,
+        in_time: bool,
+        seen: &mut Observations,
+    ) {
+        let published = if in_time { self.published() } else { None };
+        let (said, balloon) = match published {
+            Some((said, balloon)) => (Some(said), Some(balloon)),
+            None => {
+                let answered = self.core.vmm.balloon_statistics().ok();
+                (answered.as_ref().map(Said::from), None)
+            }
+        };
         self.sampler
-            .look_at_guest(statistics.as_ref(), present, now_ms, seen);
-        self.look_for_deflation(&present.held, seen);
+            .look_at_guest(said.as_ref(), present, now_ms, seen);
+        self.look_for_deflation(&present.held, balloon, seen);
         if let Some(short) = seen.memory_short {
             self.core.events.append(EventKind::GuestMemoryShort {
                 evidence: short.as_str().into(),
@@ -384,12 +435,46 @@ impl Watcher {
         }
     }
 
+    /// What the vmm has published since the size has changed last: the guest's statistics, and the
+    /// balloon in bytes. `None`: it has to be asked.
+    fn published(&mut self) -> Option<(Said, u64)> {
+        let is_changing = self.core.resizer.is_busy(Resource::Memory)
+            || self
+                .memory
+                .as_ref()
+                .is_some_and(|run| !run.thread.is_finished());
+        if is_changing {
+            return None;
+        }
+        let max_age_ms = self.policy().shortest_period_ms() * PUBLISH_PERIODS;
+        let now_ms = monotonic_ms();
+        let counters = self.published.as_mut()?.read(now_ms, max_age_ms)?;
+        // Figures of two sizes would make a share of neither.
+        if counters
+            .statistics_ms
+            .is_some_and(|at| at <= self.changed_ms)
+        {
+            return None;
+        }
+        let said = Said::published(&counters, now_ms);
+        Some((said, counters.balloon.get()))
+    }
+
     /// A balloon that got smaller while nobody asked for it was deflated by a guest out of memory.
-    fn look_for_deflation(&mut self, held: &HeldMemory, seen: &mut Observations) {
+    /// `published`: its size, if it is known without asking.
+    fn look_for_deflation(
+        &mut self,
+        held: &HeldMemory,
+        published: Option<u64>,
+        seen: &mut Observations,
+    ) {
         let balloon = held.balloon.get();
         let asked_for = self.balloon_before;
         self.balloon_before = balloon;
         if balloon == 0 || balloon != asked_for || self.is_busy(Axis::Memory) {
+            return;
+        }
+        if published.is_some_and(|published| published >= balloon) {
             return;
         }
         let Ok(now) = self.core.vmm.describe() else {
@@ -551,6 +636,7 @@ impl Watcher {
                 .books()
                 .remember(in_force.version, &self.state);
             self.sampler.rebase();
+            self.changed_ms = monotonic_ms();
         }
         !commits.is_empty()
     }
@@ -623,6 +709,10 @@ fn resting(policy: &Policy) -> Vec<ThresholdStatus> {
 /// The time between two looks: the shortest period of any rule.
 fn tick(policy: &Policy) -> Duration {
     Duration::from_millis(policy.shortest_period_ms()).max(LEAST_TICK)
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn sampler_of(proc: &Path, seen: &VmDescription, group: &Path) -> Sampler {

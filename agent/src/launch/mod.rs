@@ -187,5 +187,6 @@ fn vm_spec(spec: &LaunchSpec, paths: &InstancePaths) -> Result<VmSpec, LaunchErr
         cgroup: None,
         nets: Vec::new(),
         exit_file: None,
+        counters_file: Some(paths.counters.clone()),
     })
 }

@@ -18,6 +18,7 @@
 //! its own. A stuck instance holds nobody back.
 
 mod donors;
+mod launches;
 mod limits;
 #[cfg(test)]
 mod model;
@@ -257,6 +258,8 @@ pub struct Ledger {
     limits: Limits,
     entries: BTreeMap<String, Entry>,
     waiting: WaitingList,
+    /// Launches that wait for room.
+    launches: BTreeMap<String, Claim>,
 }
 
 impl Ledger {
@@ -266,6 +269,7 @@ impl Ledger {
             limits,
             entries: BTreeMap::new(),
             waiting: WaitingList::default(),
+            launches: BTreeMap::new(),
         }
     }
 
@@ -326,6 +330,7 @@ impl Ledger {
             memory: line(Axis::Memory),
         };
         self.entries.insert(name.to_owned(), entry);
+        self.launches.remove(name);
         Ok(())
     }
 
@@ -523,18 +528,13 @@ impl Ledger {
         })
     }
 
-    /// Who shall shrink, and how much, so that those who wait for this axis can be served; and an
-    /// instance that wants to be launched with the lower bound `launch` (0: none).
-    pub fn donations(
-        &self,
-        axis: Axis,
-        needs: &BTreeMap<String, Need>,
-        launch: u64,
-    ) -> DonationPlan {
+    /// Who shall shrink, and how much, so that those who wait for this axis can be served, launches among
+    /// them.
+    pub fn donations(&self, axis: Axis, needs: &BTreeMap<String, Need>) -> DonationPlan {
         let shares = self.shares(axis);
         let share = |name: &str| shares.get(name).copied().unwrap_or(0);
         let mut lack = Lack {
-            within: launch.saturating_add(self.limits.overhead(axis) * u64::from(launch > 0)),
+            within: self.launching(axis),
             beyond: 0,
         };
         for wait in self.waiting.of(axis) {
@@ -607,6 +607,7 @@ impl Ledger {
             let more = wait.target.saturating_sub(self.held(&wait.instance, axis));
             account.awaited = account.awaited.saturating_add(more);
         }
+        account.awaited = account.awaited.saturating_add(self.launching(axis));
         account
     }
 
@@ -677,6 +678,8 @@ impl Ledger {
             return Ok(());
         }
         self.check_room(name, axis, growth)?;
+        let share = || self.fair_share(name, axis);
+        self.check_launches((name, axis), (target, growth), share)?;
         self.check_fair(name, axis, target)
     }
 

@@ -217,7 +217,7 @@ fn the_least_pressured_gives_first_and_down_to_its_need() {
     let mut ledger = host_with(2560, &[("a", 256), ("b", 768), ("c", 768), ("d", 768)]);
     wait(&mut ledger, "a", 768);
     let known = needs(&[("b", 1.0, 300), ("c", 0.0, 512), ("d", 0.5, 768)]);
-    let plan = ledger.donations(Memory, &known, 0);
+    let plan = ledger.donations(Memory, &known);
     assert_eq!(donations(&plan), [("c", 768, 512), ("b", 768, 512)]);
     assert_eq!(plan.missing, 0);
 }
@@ -226,13 +226,13 @@ fn the_least_pressured_gives_first_and_down_to_its_need() {
 fn who_is_unknown_stuck_or_waiting_gives_nothing() {
     let mut ledger = host_with(2048, &[("a", 256), ("b", 1024), ("c", 512), ("d", 256)]);
     wait(&mut ledger, "a", 512);
-    let unknown = ledger.donations(Memory, &needs(&[("c", f64::NAN, 256), ("d", -1.0, 256)]), 0);
+    let unknown = ledger.donations(Memory, &needs(&[("c", f64::NAN, 256), ("d", -1.0, 256)]));
     assert!(unknown.donations.is_empty());
     assert_eq!(unknown.missing, 256 * MIB);
     ledger.set_stuck("b", Memory, true).unwrap();
     wait(&mut ledger, "c", 640);
     let known = needs(&[("a", 0.0, 0), ("b", 0.0, 0), ("c", 0.0, 0), ("d", 0.0, 0)]);
-    let plan = ledger.donations(Memory, &known, 0);
+    let plan = ledger.donations(Memory, &known);
     assert!(plan.donations.is_empty(), "{plan:?}");
 }
 
@@ -241,7 +241,7 @@ fn under_pressure_one_gives_only_what_is_beyond_its_share_to_one_below_its_own()
     let mut ledger = host_with(2048, &[("a", 256), ("b", 1536), ("c", 256)]);
     let pressed = needs(&[("b", 40.0, 256), ("c", 40.0, 256)]);
     wait(&mut ledger, "a", 512);
-    let plan = ledger.donations(Memory, &pressed, 0);
+    let plan = ledger.donations(Memory, &pressed);
     assert_eq!(donations(&plan), [("b", 1536, 1280)]);
     // Beyond a's own share (2048 / 3 MiB) nobody under pressure gives.
     ledger
@@ -253,7 +253,7 @@ fn under_pressure_one_gives_only_what_is_beyond_its_share_to_one_below_its_own()
             &LedgerError::Unknown("a".into()),
         )
         .unwrap();
-    let plan = ledger.donations(Memory, &pressed, 0);
+    let plan = ledger.donations(Memory, &pressed);
     let (_, from, to) = donations(&plan)[0];
     assert_eq!((from, to), (1536, 1536 - 428));
     assert_eq!((plan.missing + 2 * MIB) / MIB, 1024 - 682);
@@ -265,20 +265,53 @@ fn what_comes_already_is_not_asked_for_twice() {
     wait(&mut ledger, "a", 512);
     ledger.begin_shrink("b", Memory, 1152 * MIB).unwrap();
     let known = needs(&[("b", 0.0, 256), ("c", 0.0, 256)]);
-    let plan = ledger.donations(Memory, &known, 0);
+    let plan = ledger.donations(Memory, &known);
     assert_eq!(plan.coming, 128 * MIB);
     assert_eq!(donations(&plan), [("c", 512, 384)]);
     // A guest that does not give what it was asked for does not count: others are asked.
     ledger.set_stuck("b", Memory, true).unwrap();
-    let plan = ledger.donations(Memory, &known, 0);
+    let plan = ledger.donations(Memory, &known);
     assert_eq!((plan.coming, donations(&plan)), (0, vec![("c", 512, 256)]));
 }
 
 #[test]
 fn room_for_a_launch_comes_from_donors_too() {
-    let ledger = host_with(1024, &[("a", 1024)]);
-    let plan = ledger.donations(Memory, &needs(&[("a", 0.0, 512)]), 256 * MIB);
+    let mut ledger = host_with(1024, &[("a", 1024)]);
+    let known = needs(&[("a", 0.0, 512)]);
+    assert!(ledger.donations(Memory, &known).donations.is_empty());
+    ledger.await_launch("b", claim("256M..1G", 1)).unwrap();
+    assert_eq!(ledger.account(Memory).awaited, 256 * MIB);
+    let plan = ledger.donations(Memory, &known);
     assert_eq!(donations(&plan), [("a", 1024, 768)]);
+    ledger.begin_shrink("a", Memory, 768 * MIB).unwrap();
+    ledger.commit("a", Memory, 768 * MIB).unwrap();
+    assert!(ledger.donations(Memory, &known).donations.is_empty());
+    ledger.admit("b", claim("256M..1G", 1)).unwrap();
+    assert_eq!(ledger.launches().count(), 0);
+}
+
+#[test]
+fn a_launch_that_could_never_fit_does_not_wait() {
+    let mut ledger = host_with(1024, &[("a", 1024)]);
+    let never = ledger.await_launch("b", claim("1G..2G", 1)).unwrap_err();
+    let text = never.to_string();
+    assert!(text.contains("768M of memory at most"), "{text}");
+    assert_eq!(ledger.launches().count(), 0);
+}
+
+#[test]
+fn growth_beyond_the_share_leaves_to_a_launch_what_it_waits_for() {
+    // A share is 512 MiB; 128 MiB are free, and the launch wants 256.
+    let mut ledger = host_with(1024, &[("a", 576), ("b", 320)]);
+    ledger.await_launch("c", claim("256M..1G", 1)).unwrap();
+    let error = ledger.reserve("a", Memory, 640 * MIB).unwrap_err();
+    assert!(error.to_string().contains("the launch of c"), "{error}");
+    ledger.reserve("b", Memory, 448 * MIB).unwrap();
+    ledger.commit("b", Memory, 448 * MIB).unwrap();
+    ledger.withdraw_launch("c");
+    ledger.begin_shrink("b", Memory, 320 * MIB).unwrap();
+    ledger.commit("b", Memory, 320 * MIB).unwrap();
+    ledger.reserve("a", Memory, 640 * MIB).unwrap();
 }
 
 #[test]
@@ -322,7 +355,7 @@ proptest! {
         let known = needs(&known);
         let why = LedgerError::Unknown(String::new());
         let waits = ledger.wait_for("vm-0", Memory, wish * MIB, 0, &why).is_ok();
-        let plan = ledger.donations(Memory, &known, 0);
+        let plan = ledger.donations(Memory, &known);
         for gift in &plan.donations {
             let need = known[&gift.donor];
             prop_assert!(gift.donor != "vm-0" || !waits);

@@ -490,7 +490,7 @@ impl MemoryAxis {
     /// The guest's own figures, when they are fresh.
     fn guest(&self) -> Option<GuestMemory> {
         let statistics = self.vmm.balloon_statistics().ok()?;
-        guest::read(&statistics, self.held)
+        guest::read(&(&statistics).into(), self.held)
     }
 
     /// Waits until the host's resident memory is no more than what the guest holds.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use concertina_api::Cpus;
 use concertina_api::policy::Metric;
-use concertina_api::vm::{BalloonStatistics, cgroup};
+use concertina_api::vm::cgroup;
 
 use super::counters::{CounterFile, Total};
 use super::kvm::KvmStatistics;
@@ -18,7 +18,7 @@ use super::psi::parse_some_total;
 use crate::cgroup::flat_value;
 use crate::plan::memory::Held;
 use crate::policy::{MemoryShort, Observations, Sample};
-use crate::resize::guest;
+use crate::resize::guest::{self, Said};
 
 /// The pressure files that metrics are told from.
 const PRESSURES: [(Metric, &str); 3] = [
@@ -156,15 +156,15 @@ impl Sampler {
         seen
     }
 
-    /// Adds what the guest says. `statistics`: absent when the vmm did not answer.
+    /// Adds what the guest says. `said`: absent when the vmm did not answer.
     pub fn look_at_guest(
         &mut self,
-        statistics: Option<&BalloonStatistics>,
+        said: Option<&Said>,
         present: &Present,
         now_ms: u64,
         seen: &mut Observations,
     ) {
-        let guest = statistics.and_then(|said| guest::read(said, present.held));
+        let guest = said.and_then(|said| guest::read(said, present.held));
         let stalled = self
             .alloc_stalls
             .advance(guest.map(|guest| guest.alloc_stalls));
@@ -177,7 +177,7 @@ impl Sampler {
         }
         let Some(guest) = guest else { return };
         // The numbers are as old as the guest's answer, not as our question.
-        let age_ms = statistics.and_then(|said| said.age_ms).unwrap_or(0);
+        let age_ms = said.and_then(|said| said.age_ms).unwrap_or(0);
         let at_ms = now_ms.saturating_sub(age_ms);
         let used = percent(guest.used().get() as f64, guest.total.get() as f64);
         seen.samples
@@ -266,6 +266,7 @@ pub(super) fn percent(part: f64, whole: f64) -> f64 {
 mod tests {
     use super::*;
     use concertina_api::Bytes;
+    use concertina_api::vm::BalloonStatistics;
     use std::fs;
     use std::thread::sleep;
 
@@ -435,7 +436,8 @@ mod tests {
         };
         let mut look = |statistics: Option<&BalloonStatistics>, now_ms| {
             let mut seen = Observations::default();
-            sampler.look_at_guest(statistics, &present(1000, 1), now_ms, &mut seen);
+            let said = statistics.map(Said::from);
+            sampler.look_at_guest(said.as_ref(), &present(1000, 1), now_ms, &mut seen);
             seen
         };
         let seen = look(Some(&said(3, 3, 10)), 1000);

@@ -5,6 +5,7 @@
 //!               /vm.json         what its vmm was told
 //!               /exit.json       how its vmm ended, in the vmm's own words
 //!               /launch.json     what an agent needs to take it over from one that died
+//!               /counters        what its vmm publishes of itself, while it runs
 //!               /seed.img       the disk for its cloud-init, while it runs
 //!               /agent.sock  vmm.sock  console.sock  vsock.sock      only while it runs
 //!               /events.jsonl  console.log  agent.log  vmm.log
@@ -106,6 +107,8 @@ pub struct InstancePaths {
     pub agent_socket: PathBuf,
     /// The vmm's API.
     pub vmm_socket: PathBuf,
+    /// What the vmm publishes of itself, for whoever looks at many.
+    pub counters: PathBuf,
     /// The serial console.
     pub console_socket: PathBuf,
     /// Sockets of the guest's ports; who listens to the guest on port N does it on this path with `_N`.
@@ -137,6 +140,7 @@ impl InstancePaths {
             seed: dir.join("seed.img"),
             agent_socket: dir.join("agent.sock"),
             vmm_socket: dir.join("vmm.sock"),
+            counters: dir.join("counters"),
             console_socket: dir.join("console.sock"),
             vsock_socket: dir.join("vsock.sock"),
             channel_socket: dir.join(format!("vsock.sock_{}", concertina_guest::channel::PORT)),
@@ -155,6 +159,7 @@ impl InstancePaths {
         for path in [
             &self.agent_socket,
             &self.vmm_socket,
+            &self.counters,
             &self.console_socket,
             &self.vsock_socket,
             &self.channel_socket,

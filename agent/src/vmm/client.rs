@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use concertina_api::disk::DiskStatus;
 use concertina_api::net::NetStatus;
-use concertina_api::vm::{BalloonStatistics, ResizeReport, VmDescription, VmResize};
+use concertina_api::vm::{BalloonStatistics, Publishing, ResizeReport, VmDescription, VmResize};
 use concertina_http::client::{self, Kept};
 use concertina_http::{HttpError, Method};
 use serde::de::DeserializeOwned;
@@ -65,6 +65,11 @@ impl VmmClient {
     /// What the guest's balloon driver says of its memory.
     pub fn balloon_statistics(&self) -> Result<BalloonStatistics, HttpError> {
         self.get("/v1/vm/balloon/statistics")
+    }
+
+    /// Has the counters file written from here on.
+    pub fn publish(&self, wish: &Publishing) -> Result<(), HttpError> {
+        client::put_json(&self.socket, "/v1/vm/counters", wish, self.answer_timeout)
     }
 
     /// Asks for another size and waits for what was reached.

@@ -24,17 +24,32 @@ use crate::{output, state, terminal};
 /// How often to look whether the instance has ended.
 const LOOK_PERIOD: Duration = Duration::from_millis(50);
 
+/// What is launched.
+pub struct Launch {
+    /// The instance.
+    pub spec: LaunchSpec,
+    /// How long it may wait for room; zero: it is refused at once.
+    pub wait_for_room: Duration,
+}
+
 /// Launches; gives the instance's exit status, or 0 once it runs in the background.
 pub fn run(
-    spec: LaunchSpec,
+    launch: Launch,
     agent: &HostRecord,
     state: &StateDir,
     with_console: bool,
     detach: bool,
 ) -> anyhow::Result<i32> {
+    let Launch {
+        spec,
+        wait_for_room,
+    } = launch;
     let name = spec.name.clone();
     let seed = Seed::write(spec.seed.as_deref(), state.root())?;
-    let request = request(spec, &seed)?;
+    let request = LaunchRequest {
+        wait_ms: u64::try_from(wait_for_room.as_millis()).unwrap_or(u64::MAX),
+        ..request(spec, &seed)?
+    };
     client::launch(&agent.socket, &name, &request).map_err(refused)?;
     drop(seed);
     if detach {
@@ -77,6 +92,7 @@ fn request(spec: LaunchSpec, seed: &Seed) -> anyhow::Result<LaunchRequest> {
             cache: boot.cache.clone(),
         }),
         policy: spec.policy,
+        wait_ms: 0,
     })
 }
 

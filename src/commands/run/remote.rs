@@ -44,6 +44,7 @@ fn request(args: &Args) -> anyhow::Result<Value> {
         ("--append", args.append.is_some()),
         ("--disk", !args.disks.is_empty()),
         ("--console", args.console),
+        ("--wait-for-room", args.wait_for_room.is_some()),
     ];
     if let Some((option, _)) = only_here.iter().find(|(_, given)| *given) {
         return Err(Usage(format!(

@@ -53,6 +53,8 @@ pub enum Key {
     Esc,
     /// Ctrl-C.
     Interrupt,
+    /// Ctrl-Z.
+    Suspend,
 }
 
 /// What others found out.
@@ -86,6 +88,8 @@ pub enum Input {
 pub enum Effect {
     /// The end.
     Quit,
+    /// Give the terminal back, and stop until somebody lets the program go on.
+    Suspend,
     /// Ask this instance for another size, and report how it ended.
     Resize(String, Box<InstanceResize>),
 }
@@ -389,6 +393,9 @@ impl App {
     fn press(&mut self, key: Key) -> Option<Effect> {
         if matches!(key, Key::Char('q') | Key::Interrupt) {
             return Some(Effect::Quit);
+        }
+        if key == Key::Suspend {
+            return Some(Effect::Suspend);
         }
         if self.help {
             self.help = false;

@@ -32,7 +32,7 @@ s                sort by name, cpu, memory, pressure, age (the largest first)
 r                the other way round
 +  -             more or less CPU for it, by hand: asks before it does anything
 M  m             more or less memory, the same way
-q  Ctrl-C        leave
+q  Ctrl-C        leave; Ctrl-Z goes back to the shell for a while
 
 Bars: the whole bar is the upper bound.
   {floor} up to the lower bound   {above} has beyond it   {coming} is to get   {room} could get

@@ -1,21 +1,24 @@
 //! Many VMs without a VM behind them: their sockets speak the vmm's protocol, their processes are real
-//! and have a little work, and their cgroups are real where this host has cgroup v2.
+//! and have a little work, and their cgroups are real where this host has cgroup v2. What a vmm publishes
+//! is written by the vmm's own code.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use concertina_agent::clock::Moment;
 use concertina_agent::state_dir::{InstancePaths, InstanceRecord, ProcessId};
+use concertina_api::counters::{Counters, STATISTIC_NAMES};
 use concertina_api::policy::Policy;
 use concertina_api::vm::*;
 use concertina_api::{Bytes, Quota};
 use concertina_http::{Handler, Method, Request, Response, Server, Stopper};
+use concertina_vmm::counters::{Publisher, Schedule, Source};
 
 /// Memory that each guest has at first, its lower bound.
 const LEAST: Bytes = Bytes::mib(512);
@@ -27,6 +30,8 @@ const KERNEL: Bytes = Bytes::mib(16);
 /// Share of a guest's memory that is used: at rest, and when it wants more.
 const USED_AT_REST: u64 = 60;
 const USED_WHEN_FULL: u64 = 92;
+/// Longest sleep of the thread that publishes, which does not hear of a new wish.
+const PUBLISH_PAUSE: Duration = Duration::from_millis(5);
 /// Stack of a thread that waits for connections.
 const STACK_BYTES: usize = 64 << 10;
 
@@ -40,6 +45,7 @@ pub struct Shape {
 /// All of them. They end when this is dropped.
 pub struct Swarm {
     vms: Vec<Vm>,
+    publishing: Arc<AtomicBool>,
     /// Folder of cgroups that was made, if it is a real one.
     group: Option<PathBuf>,
 }
@@ -56,7 +62,12 @@ struct State {
     size: Mutex<VmSizes>,
     /// Percent of its memory that is used.
     used: AtomicU64,
+    /// When it publishes.
+    schedule: Arc<Schedule>,
 }
+
+/// What a simulated VM publishes.
+struct Shown(Arc<State>);
 
 #[derive(Clone, Copy)]
 struct VmSizes {
@@ -76,15 +87,27 @@ impl Swarm {
         };
         let mut swarm = Self {
             vms: Vec::new(),
+            publishing: Arc::new(AtomicBool::new(true)),
             group,
         };
+        let mut publishers = Vec::new();
         for number in 0..shape.vms {
             let name = format!("vm-{number:04}");
             let paths = InstancePaths::in_dir(state_dir.join(&name));
             let vm = Vm::start(&name, &paths, &groups.join(&name), shape)
                 .with_context(|| format!("Simulating {name}"))?;
+            let (schedule, shown) = (Arc::clone(&vm.state.schedule), Shown(Arc::clone(&vm.state)));
+            publishers.push(Publisher::new(&paths.counters, schedule, shown)?);
             swarm.vms.push(vm);
         }
+        let goes_on = Arc::clone(&swarm.publishing);
+        thread::spawn(move || {
+            while goes_on.load(Ordering::Relaxed) {
+                let lefts = publishers.iter().filter_map(Publisher::left);
+                thread::sleep(lefts.min().unwrap_or(PUBLISH_PAUSE).min(PUBLISH_PAUSE));
+                publishers.iter_mut().for_each(Publisher::look);
+            }
+        });
         Ok(swarm)
     }
 
@@ -103,6 +126,7 @@ impl Swarm {
 
 impl Drop for Swarm {
     fn drop(&mut self) {
+        self.publishing.store(false, Ordering::Relaxed);
         for vm in &mut self.vms {
             vm.stopper.stop();
             let _ = vm.process.kill();
@@ -136,6 +160,7 @@ impl Vm {
                 balloon: Bytes(0),
             }),
             used: AtomicU64::new(USED_AT_REST),
+            schedule: Arc::default(),
         });
         write_records(name, paths, group, pid, shape)?;
         let server = Server::bind(&paths.vmm_socket)?;
@@ -158,6 +183,13 @@ impl State {
         match (request.method, request.path.as_str()) {
             (Method::Get, "/v1/vm") => Response::json(200, &self.describe()),
             (Method::Get, "/v1/vm/balloon/statistics") => Response::json(200, &self.statistics()),
+            (Method::Put, "/v1/vm/counters") => match request.json::<Publishing>() {
+                Ok(wish) => {
+                    self.schedule.set(&wish, Instant::now());
+                    Response::empty(204)
+                }
+                Err(response) => response,
+            },
             (Method::Put, "/v1/vm/resize") => match request.json::<VmResize>() {
                 Ok(wish) => Response::json(200, &self.resize(&wish)),
                 Err(response) => response,
@@ -289,6 +321,27 @@ impl State {
     }
 }
 
+impl Source for Shown {
+    fn ask(&self) -> Option<u64> {
+        // Its answer is there already.
+        None
+    }
+
+    fn arrivals(&self) -> u64 {
+        0
+    }
+
+    fn counters(&self, now_ms: u64) -> Counters {
+        let said = self.0.statistics();
+        Counters {
+            published_ms: now_ms,
+            statistics_ms: Some(now_ms),
+            balloon: self.0.size().balloon,
+            statistics: STATISTIC_NAMES.map(|name| said.values.get(name).copied()),
+        }
+    }
+}
+
 /// What an agent finds of an instance that another one has launched.
 fn write_records(
     name: &str,
@@ -315,6 +368,7 @@ fn write_records(
         cgroup: Some(group.to_owned()),
         nets: Vec::new(),
         exit_file: Some(paths.exit.clone()),
+        counters_file: Some(paths.counters.clone()),
     };
     let launch = serde_json::json!({
         "policy": policy(shape)?,
@@ -425,7 +479,7 @@ pub fn play_vcpu(period_ms: u64) {
     const WORK: Duration = Duration::from_micros(20);
     let parent = std::os::unix::process::parent_id();
     while std::os::unix::process::parent_id() == parent {
-        let begun = std::time::Instant::now();
+        let begun = Instant::now();
         while begun.elapsed() < WORK {
             std::hint::spin_loop();
         }

@@ -180,7 +180,7 @@ fn unknown_needs_make_nobody_a_donor() {
     let grown = begin(&books, "a", 256, 512).unwrap();
     end(&books, "a", grown, 256, 512, 512);
     assert!(begin(&books, "b", 256, 512).is_err());
-    assert!(books.donations(Axis::Memory, 0).donations.is_empty());
+    assert!(books.donations(Axis::Memory).donations.is_empty());
     let need = |pressure| {
         Some(Need {
             pressure,
@@ -190,16 +190,16 @@ fn unknown_needs_make_nobody_a_donor() {
     for absurd in [f64::NAN, f64::INFINITY, -1.0] {
         books.need("a", Axis::Memory, need(absurd));
         assert!(
-            books.donations(Axis::Memory, 0).donations.is_empty(),
+            books.donations(Axis::Memory).donations.is_empty(),
             "{absurd}"
         );
     }
     books.need("a", Axis::Memory, need(0.0));
-    let plan = books.donations(Axis::Memory, 0);
+    let plan = books.donations(Axis::Memory);
     assert_eq!(plan.donations.len(), 1);
     assert!(plan.donations[0].to >= 300 << 20, "{plan:?}");
     books.need("a", Axis::Memory, None);
-    assert!(books.donations(Axis::Memory, 0).donations.is_empty());
+    assert!(books.donations(Axis::Memory).donations.is_empty());
 }
 
 #[test]

@@ -12,12 +12,14 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use concertina_api::counters::{Counters, STATISTIC_NAMES};
 use concertina_api::units::Bytes;
 use concertina_api::vm::{BalloonStatistics, BalloonStatus};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::ranges::{Discarded, PAGE_BYTES};
-use super::request::{STATISTIC_NAMES, Statistics};
+use super::request::Statistics;
+use crate::counters::Source;
 use crate::virtio::{DeviceConfig, DeviceInterrupt};
 
 /// Place of `actual` in the configuration space: the guest writes how much it has given.
@@ -383,6 +385,11 @@ impl BalloonController {
         self.0.wake();
     }
 
+    /// Wakes the event loop.
+    pub fn wake(&self) {
+        self.0.wake();
+    }
+
     /// The guest's statistics, not older than `max_age` if the driver answers within `timeout`;
     /// otherwise the last ones, with their age.
     pub fn statistics(&self, max_age: Duration, timeout: Duration) -> BalloonStatistics {
@@ -406,5 +413,35 @@ impl BalloonController {
             inner = woken.unwrap_or_else(PoisonError::into_inner).0;
         }
         inner.statistics()
+    }
+}
+
+impl Source for BalloonController {
+    fn ask(&self) -> Option<u64> {
+        let mut inner = self.0.lock();
+        if !inner.statistics_ready {
+            return None;
+        }
+        inner.statistics_wanted = true;
+        let arrivals = inner.arrivals;
+        drop(inner);
+        self.0.wake();
+        Some(arrivals)
+    }
+
+    fn arrivals(&self) -> u64 {
+        self.0.lock().arrivals
+    }
+
+    fn counters(&self, now_ms: u64) -> Counters {
+        let inner = self.0.lock();
+        let age = inner.statistics_at.map(|at| at.elapsed().as_millis());
+        let age_ms = age.map(|age| u64::try_from(age).unwrap_or(u64::MAX));
+        Counters {
+            published_ms: now_ms,
+            statistics_ms: age_ms.and_then(|age| now_ms.checked_sub(age)),
+            balloon: bytes_of(inner.actual_pages),
+            statistics: inner.statistics,
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::ops::Deref;
 
+pub use concertina_api::counters::Statistics;
 use virtio_queue::DescriptorChain;
 use vm_memory::{Bytes, GuestMemory};
 
@@ -16,29 +17,6 @@ pub const MAX_DESCRIPTORS: usize = 256;
 
 const STATISTIC_BYTES: usize = 10;
 const PAGE_NUMBER_BYTES: usize = 4;
-
-/// Names of the statistics by tag (§5.5.6.4; the last six since Linux 6.12).
-pub const STATISTIC_NAMES: [&str; 16] = [
-    "swap_in",
-    "swap_out",
-    "major_faults",
-    "minor_faults",
-    "free_memory",
-    "total_memory",
-    "available_memory",
-    "disk_caches",
-    "hugetlb_allocations",
-    "hugetlb_failures",
-    "oom_kill",
-    "alloc_stall",
-    "async_scan",
-    "direct_scan",
-    "async_reclaim",
-    "direct_reclaim",
-];
-
-/// Values by tag; absent where the guest did not say.
-pub type Statistics = [Option<u64>; STATISTIC_NAMES.len()];
 
 /// Why a chain is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
