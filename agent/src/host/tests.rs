@@ -29,7 +29,7 @@ use crate::testing::process_command;
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// A host in temporary folders.
-struct Bench {
+pub(super) struct Bench {
     temp: tempfile::TempDir,
     cgroup: tempfile::TempDir,
     behaviour: &'static str,
@@ -46,7 +46,7 @@ struct Told {
     memory: Bytes,
 }
 
-fn bench(behaviour: &'static str) -> Bench {
+pub(super) fn bench(behaviour: &'static str) -> Bench {
     let temp = tempfile::tempdir().unwrap();
     let (cgroup, _tree) = fake_hierarchy();
     fs::write(temp.path().join("kernel"), small_bzimage()).unwrap();
@@ -84,7 +84,7 @@ fn setup_of(told: &Told) -> (Setup, LaunchHost) {
 }
 
 /// An agent that serves, in this process.
-struct Agent {
+pub(super) struct Agent {
     host: Arc<Host>,
     stopper: concertina_http::Stopper,
     thread: Option<std::thread::JoinHandle<()>>,
@@ -142,11 +142,11 @@ impl Bench {
         self.temp.path().join("state")
     }
 
-    fn socket(&self) -> PathBuf {
+    pub(super) fn socket(&self) -> PathBuf {
         default_socket(&self.state_dir())
     }
 
-    fn agent(&self) -> Agent {
+    pub(super) fn agent(&self) -> Agent {
         Agent::start(&self.told())
     }
 
@@ -207,7 +207,7 @@ impl Bench {
         }
     }
 
-    fn launch(&self, name: &str) -> Result<InstanceStatus, concertina_http::HttpError> {
+    pub(super) fn launch(&self, name: &str) -> Result<InstanceStatus, concertina_http::HttpError> {
         client::launch(&self.socket(), name, &self.request())
     }
 
@@ -219,7 +219,7 @@ impl Bench {
         client::status(&self.paths(name)).unwrap()
     }
 
-    fn resize_memory(&self, name: &str, mib: u64) -> (Outcome, String) {
+    pub(super) fn resize_memory(&self, name: &str, mib: u64) -> (Outcome, String) {
         let wish = InstanceResize {
             memory: Some(Bytes::mib(mib)),
             ..InstanceResize::default()
