@@ -3,6 +3,8 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use concertina_api::counters::Counters;
+
 use crate::support::{Agent, BOOT_LIMIT, Launch, MIB, STEP_LIMIT, proc, until};
 
 /// A host that gives away this much memory and eight CPUs, exactly.
@@ -75,6 +77,49 @@ fn the_commands_talk_to_the_agent_and_a_clean_stop_leaves_the_vms() {
     drop(shell);
     web.stop(&[]).expect_success();
     assert_eq!(agent.host().unwrap()["memory"]["held"], 0);
+}
+
+#[test]
+fn what_a_vm_publishes_is_what_its_guest_has_before_and_after_a_resize() {
+    let mut agent = Agent::start("");
+    let web = agent.launch(small("published"));
+    let mut shell = web.shell();
+    let record = || Counters::decode(&std::fs::read(web.file("counters")).ok()?).ok();
+    let until_total = |what: &str, total: u64| {
+        until(what, STEP_LIMIT, || {
+            record().filter(|record| record.statistic("total_memory") == Some(total))
+        })
+    };
+    let first = until_total("the guest's memory", shell.meminfo("MemTotal"));
+    // Again and again, also when nobody reads it.
+    let mut last_ms = first.published_ms;
+    for agent_lives in [true, false] {
+        if !agent_lives {
+            agent.kill();
+        }
+        let next = until("more records", STEP_LIMIT, || {
+            record().filter(|record| record.published_ms >= last_ms + 2000)
+        });
+        last_ms = next.published_ms;
+    }
+    agent.start_again();
+    web.resize_applied(&["--memory", "512M"]);
+    let later = until_total("more memory", shell.meminfo("MemTotal"));
+    assert!(later.statistics_ms > first.statistics_ms);
+    // The rules see the same.
+    let seen = web.wait_for_status("what the rules look at", STEP_LIMIT, |status| {
+        status["observed"]["memory"].is_number()
+    });
+    let used = seen["observed"]["memory"].as_f64().expect("a number");
+    let total = later.statistic("total_memory").expect("a total") as f64;
+    let available = later
+        .statistic("available_memory")
+        .expect("what is available") as f64;
+    let published = (total - available) / total * 100.0;
+    assert!(
+        (used - published).abs() < 10.0,
+        "{used} % and {published} %"
+    );
 }
 
 #[test]

@@ -78,9 +78,10 @@ fn a_vm_that_the_host_kills_for_want_of_memory_is_explained_cleaned_up_and_start
         reason.contains("oom_kill"),
         "the evidence is named: {reason}"
     );
-    until("its cgroup is gone", STEP_LIMIT, || {
-        (!group.exists()).then_some(())
+    until("the agent is done with it", STEP_LIMIT, || {
+        agent.host().filter(|host| host["instances"] == 1)
     });
+    assert!(!group.exists(), "its cgroup is left");
     for left in [
         "vmm.sock",
         "vsock.sock",
@@ -96,7 +97,6 @@ fn a_vm_that_the_host_kills_for_want_of_memory_is_explained_cleaned_up_and_start
         line.is_some_and(|line| line.contains("failed")),
         "{listed:#?}"
     );
-    assert_eq!(agent.host().unwrap()["instances"], 1);
 
     // One that is.
     let (group, vmm) = (group_of(&back), back.vmm_pid());

@@ -7,7 +7,7 @@ use super::limits::amount;
 use super::{Claim, Ledger, LedgerError};
 
 impl Ledger {
-    /// A launch waits for room; the same name again takes the place of the launch before.
+    /// A launch waits for room until it is withdrawn, admitted or not; the same name again takes the place of the launch before.
     ///
     /// # Errors
     /// It would not fit even if everybody were at its lower bound: it does not wait.

@@ -335,7 +335,6 @@ impl Ledger {
             memory: line(Axis::Memory),
         };
         self.entries.insert(name.to_owned(), entry);
-        self.launches.remove(name);
         Ok(())
     }
 
