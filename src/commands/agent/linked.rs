@@ -18,6 +18,7 @@ const NAME_MAX: usize = 63;
 
 /// Arguments that are about the control plane.
 #[derive(Debug, clap::Args)]
+#[group(id = "linked")]
 pub struct Args {
     /// Join the control plane that made this token ('concertina host token'); not looked at once the
     /// host has joined
