@@ -93,7 +93,7 @@ fn request(
         kernel: boot.kernel,
         initrd: boot.initrd,
         append: boot.append,
-        disks: boot.disk.iter().map(|path| DiskSpec::new(path)).collect(),
+        disks: boot.disk.iter().map(DiskSpec::new).collect(),
         nets,
         seed,
         boot_image: boot.image,
