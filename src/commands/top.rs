@@ -117,14 +117,13 @@ fn show(
     let mut collector =
         Collector::start(state.clone(), app.interval, Box::new(AgentBook::new(state)))
             .context("Looking at the instances cannot begin")?;
-    let pictures = Pictures::to_stdout().context(LOST)?;
-    let mut terminal = Terminal::new(CrosstermBackend::new(pictures)).context(LOST)?;
+    let mut terminal = empty_terminal().context(LOST)?;
     let mut suspend = false;
     loop {
         if std::mem::take(&mut suspend) {
             screen.suspend().context(LOST)?;
             // Nothing of the picture before is there.
-            terminal.clear().context(LOST)?;
+            terminal = empty_terminal().context(LOST)?;
             app.update(Input::Tick, begun.elapsed());
         }
         terminal
@@ -173,6 +172,11 @@ fn show(
             }
         }
     }
+}
+
+/// A terminal of which every character has still to be drawn.
+fn empty_terminal() -> io::Result<Terminal<CrosstermBackend<Pictures>>> {
+    Terminal::new(CrosstermBackend::new(Pictures::to_stdout()?))
 }
 
 /// Writes one picture, with the answers of all instances that give one.

@@ -51,7 +51,7 @@ struct State {
     ledger: Ledger,
     /// What those wait for who are on the ledger's list.
     waits: BTreeMap<(String, Axis), Order>,
-    needs: BTreeMap<(Axis, String), Need>,
+    needs: BTreeMap<String, Needs>,
     /// Records that could not be written yet, oldest first.
     unwritten: Vec<Record>,
     /// Something has changed since the steward looked last.
@@ -77,6 +77,29 @@ impl NotAdmitted {
     fn sentence(self) -> String {
         match self {
             Self::Short(text) | Self::Other(text) => text,
+        }
+    }
+}
+
+/// What one instance needs of each axis; `None`: unknown.
+#[derive(Debug, Clone, Copy, Default)]
+struct Needs {
+    cpus: Option<Need>,
+    memory: Option<Need>,
+}
+
+impl Needs {
+    fn of(&self, axis: Axis) -> Option<Need> {
+        match axis {
+            Axis::Cpus => self.cpus,
+            Axis::Memory => self.memory,
+        }
+    }
+
+    fn set(&mut self, axis: Axis, need: Option<Need>) {
+        match axis {
+            Axis::Cpus => self.cpus = need,
+            Axis::Memory => self.memory = need,
         }
     }
 }
@@ -500,10 +523,13 @@ impl HostBooks {
     /// What an instance needs of an axis; `None`: unknown, and then it gives nothing.
     pub fn need(&self, name: &str, axis: Axis, need: Option<Need>) {
         let mut state = self.state();
-        match need {
-            Some(need) => state.needs.insert((axis, name.to_owned()), need),
-            None => state.needs.remove(&(axis, name.to_owned())),
-        };
+        // Told at each look: only the first time there is something to be made.
+        if need.is_some() && !state.needs.contains_key(name) {
+            state.needs.insert(name.to_owned(), Needs::default());
+        }
+        if let Some(needs) = state.needs.get_mut(name) {
+            needs.set(axis, need);
+        }
     }
 
     /// The rules of an instance do not want an axis to grow: what waits for them, waits no longer.
@@ -621,8 +647,7 @@ impl HostBooks {
         }
         let needs = state.needs.iter();
         let needs = needs
-            .filter(|((of, _), _)| *of == axis)
-            .map(|((_, name), need)| (name.clone(), *need))
+            .filter_map(|(name, needs)| Some((name.clone(), needs.of(axis)?)))
             .collect();
         state.ledger.donations(axis, &needs)
     }
@@ -670,7 +695,7 @@ impl HostBooks {
         let mut state = self.state();
         state.ledger.forget(name);
         state.waits.retain(|(waiting, _), _| waiting != name);
-        state.needs.retain(|(_, needing), _| needing != name);
+        state.needs.remove(name);
         self.tell(&mut state);
     }
 
