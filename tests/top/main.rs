@@ -200,14 +200,16 @@ fn it_stops_as_a_shell_expects_and_comes_back() {
     sees_list(&top);
     // A question is still there when it comes back.
     top.types("+");
+    let question = "Resize web to 2.5 CPUs? Enter: yes";
     top.sees("the question", |screen| {
-        screen.rows.iter().any(|row| row.contains("Enter"))
+        screen.row(23).starts_with(question)
     });
-    let question = top.screen().row(23).to_owned();
     top.types("\x1a");
     sees_shell(&top, "again");
     top.types("\r");
-    top.sees("the question again", |screen| screen.row(23) == question);
+    top.sees("the question again", |screen| {
+        screen.row(23).starts_with(question)
+    });
     top.types("q");
     top.sees("the end", |screen| {
         screen.rows.iter().any(|row| row.contains("ended with 0"))
