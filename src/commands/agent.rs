@@ -70,7 +70,7 @@ pub struct Args {
     #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(flatten)]
-    link: linked::Args,
+    link: linked::LinkArgs,
     /// Print the description of the API (OpenAPI 3.1) and end
     #[arg(long)]
     openapi: bool,

@@ -19,7 +19,7 @@ const NAME_MAX: usize = 63;
 /// Arguments that are about the control plane.
 #[derive(Debug, clap::Args)]
 #[group(id = "linked")]
-pub struct Args {
+pub struct LinkArgs {
     /// Join the control plane that made this token ('concertina host token'); not looked at once the
     /// host has joined
     #[arg(
@@ -56,7 +56,7 @@ pub struct Wish {
 impl Wish {
     /// What the command line and the configuration say; `None`: nothing, and this host has not joined.
     pub fn of(
-        args: &Args,
+        args: &LinkArgs,
         config: &Config,
         state_dir: Option<&Path>,
         setup: &Setup,
