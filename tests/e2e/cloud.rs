@@ -153,7 +153,7 @@ fn an_instance_of_the_cloud_follows_its_load_is_billed_as_its_host_says_and_leav
         "{events}"
     );
 
-    cloud.ok("acme", &["stop", "web", "--terminate"]);
+    cloud.ok("acme", &["stop", "web", "--remote", "--terminate"]);
     wait_until_nothing_is_left(host, &name, &there);
     assert_eq!(cloud.instance("acme", &id)["state"], "terminated");
 }
@@ -206,8 +206,8 @@ fn a_host_that_is_lost_comes_back_with_what_is_its_own_and_without_what_was_plac
 
     let new_name = placement(&second, &moves).expect("its name there");
     let new = on_host(&second, &new_name);
-    cloud.ok("acme", &["stop", "stays", "--terminate"]);
-    cloud.ok("acme", &["stop", "moves", "--terminate"]);
+    cloud.ok("acme", &["stop", "stays", "--remote", "--terminate"]);
+    cloud.ok("acme", &["stop", "moves", "--remote", "--terminate"]);
     wait_until_nothing_is_left(&first, &name, &there);
     wait_until_nothing_is_left(&second, &new_name, &new);
 }
@@ -245,7 +245,7 @@ fn a_launch_that_fails_says_where_and_why_and_leaves_nothing_on_the_host() {
             files_left(&host.state_dir().join("control.d")),
             Vec::<PathBuf>::new()
         );
-        cloud.ok("acme", &["stop", "web", "--terminate"]);
+        cloud.ok("acme", &["stop", "web", "--remote", "--terminate"]);
     }
     assert_eq!(host.wait_for_outcomes()["memory"]["held"], 0);
 }
@@ -359,7 +359,7 @@ fn a_whole_cloud_on_one_host_is_one_command_and_the_second_one_finds_what_is_the
         typed("concertina host list --json 2>/dev/null || echo refused").trim(),
         "refused"
     );
-    typed("concertina stop web --terminate");
+    typed("concertina stop web --remote --terminate");
     until("nothing of it is left", STEP_LIMIT, || {
         let control_dir = folder.path().join("up/host");
         let is_gone =
