@@ -34,7 +34,7 @@ Control plane and agent of this host run together, on loopback; everything is in
   run/           folder of its instances (--state-dir overrides it)
 What is there is used again. When it is ready it prints three lines that launch the first instance, and
 serves until Ctrl-C or SIGTERM. Its VMs run on then, as those of 'concertina agent' do: the next
-'concertina up' takes them over. 'concertina stop NAME --remote --terminate' ends one for good.
+'concertina up' takes them over. 'concertina stop NAME --terminate' ends an instance for good.
 
 More hosts join with 'concertina host token' and 'concertina agent --join TOKEN', once --agents-listen
 is an address that they can reach.";
