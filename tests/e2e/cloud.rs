@@ -126,25 +126,15 @@ fn an_instance_of_the_cloud_follows_its_load_is_billed_as_its_host_says_and_leav
     cloud.ok("acme", &["stop", "web"]);
     let held = host.command(&["usage", &name, "--verify"]).expect_success();
     assert!(!held.stdout.is_empty(), "{held:#?}");
-    let held = host
-        .command(&["usage", &name, "--csv"])
-        .expect_success()
-        .stdout;
-    let held = held
-        .lines()
-        .last()
-        .expect("a line")
-        .split_once(',')
-        .expect("numbers")
-        .1
-        .to_owned();
+    let held = host.command(&["usage", &name, "--csv"]).expect_success();
+    let held = numbers_of_usage(&held.stdout);
+    assert!(held.iter().all(|number| *number > 0.0), "{held:?}");
     until(
         "the bill is what the host's journal says",
         STEP_LIMIT,
         || {
             let billed = cloud.ok("acme", &["usage", "web", "--csv"]).stdout;
-            let billed = billed.lines().last()?.split_once(',')?.1.to_owned();
-            (billed == held).then_some(())
+            (numbers_of_usage(&billed) == held).then_some(())
         },
     );
     let events = cloud.ok("acme", &["events", "web"]).stdout;
@@ -367,4 +357,13 @@ fn a_whole_cloud_on_one_host_is_one_command_and_the_second_one_finds_what_is_the
         is_gone.then_some(())
     });
     assert_eq!(up.end(), Some(0));
+}
+
+/// Seconds, vCPU-seconds, GiB-seconds promised and resident: the last four columns of the last line.
+fn numbers_of_usage(csv: &str) -> Vec<f64> {
+    let line = csv.lines().last().unwrap_or_default();
+    let columns = line.rsplit(',').take(4);
+    columns
+        .map(|text| text.parse().unwrap_or_else(|_| panic!("No number: {csv}")))
+        .collect()
 }
