@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 
 use crate::commands::{
     account, agent, completions, console, control, doctor, events, host, image, key, login, ps,
-    replay, resize, run, status, stop, top, usage,
+    replay, resize, run, status, stop, top, up, usage,
 };
 
 const EXAMPLES: &str = "\
@@ -66,6 +66,8 @@ pub enum Command {
     Stop(stop::Args),
     /// Own all instances of this host: decide, account, survive
     Agent(agent::Args),
+    /// A whole cloud on this machine: control plane and agent, an account and an image
+    Up(up::Args),
     /// Serve customers and hosts: accounts, API, placement
     Control(Box<control::Args>),
     /// Remember where the control plane is, and the key

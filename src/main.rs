@@ -66,6 +66,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<i32> {
         Command::Console(args) => commands::console::run(&args, &state()?),
         Command::Stop(args) => commands::stop::run(&args, &state()?),
         Command::Agent(args) => commands::agent::run(&args, cli.state_dir.as_deref()),
+        Command::Up(args) => commands::up::run(&args, cli.state_dir.as_deref()),
         Command::Control(args) => commands::control::run(&args),
         Command::Login(args) => commands::login::run(&args),
         Command::Account(args) => commands::account::run(&args),

@@ -177,7 +177,11 @@ impl FakeVm {
         self.wishes.push(wish.clone());
         let mut outcome = Outcome::Applied;
         let mut ost = None;
-        self.quota = wish.quota.unwrap_or(self.quota);
+        let follows = wish.vcpus.is_some_and(|vcpus| vcpus < self.vcpus);
+        let keeps_vcpus = follows && self.faults.refuse_vcpus.is_some();
+        if !keeps_vcpus {
+            self.quota = wish.quota.unwrap_or(self.quota);
+        }
         if let Some(vcpus) = wish.vcpus.filter(|vcpus| *vcpus != self.vcpus) {
             match self.faults.refuse_vcpus {
                 Some(status) => {

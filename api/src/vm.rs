@@ -333,7 +333,8 @@ pub struct VmResize {
     /// Whole vCPUs, 1 to max.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vcpus: Option<u32>,
-    /// CPU quota.
+    /// CPU quota. With fewer vCPUs than are online it is set when they have gone, and not where the
+    /// guest keeps them; else at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quota: Option<Quota>,
     /// Memory, boot RAM included, boot to max; rounded to blocks by the vmm.

@@ -1,5 +1,8 @@
 //! `concertina agent`: the agent of a host, as a service.
 
+mod images;
+pub mod linked;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -20,6 +23,7 @@ Examples:
   concertina agent
   concertina agent --state-dir /run/concertina --listen unix:/run/concertina/daemon.sock
   concertina agent --config /etc/concertina/agent.toml
+  concertina agent --join TOKEN           # belong to the control plane that the token is of
   concertina agent --openapi > agent.json
   curl --unix-socket /run/concertina/daemon.sock http://localhost/v1/host
 
@@ -43,6 +47,13 @@ Configuration (TOML; every key is optional; docs/agent.toml is a commented examp
   [overcommit]               how much more is promised than there is after the reserve, 0.1 to 64 (*)
   cpus = 4.0                   default: 4
   memory = 1.0                 default: 1
+  [control]                  the control plane that the host belongs to
+  join = \"TOKEN\"             what it joins with, once ('concertina host token'); --join overrides it
+  address = \"HOST:PORT\"      where it is, when the token says something else; --control overrides it
+  name = \"rack1-a\"           name that the host joins by (its own); --join-name overrides it
+  folder = \"DIR\"             identity, images and disks; --control-dir overrides it
+                               (/var/lib/concertina/host; control.d in a state folder that is named)
+A host that has joined connects again at each start, without its token.
 (*) read again by SIGHUP; the others take effect with the next start.
 
 Exit status: 0 when it was ended by a signal, 1 when it failed, 2 for a wrong command line or
@@ -58,6 +69,8 @@ pub struct Args {
     /// Configuration file
     #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
+    #[command(flatten)]
+    link: linked::LinkArgs,
     /// Print the description of the API (OpenAPI 3.1) and end
     #[arg(long)]
     openapi: bool,
@@ -73,36 +86,79 @@ pub fn run(args: &Args, state_dir: Option<&Path>) -> anyhow::Result<i32> {
     prepare_process();
     // Before anything is there that a signal would leave behind.
     let mut signals = Signals::catch().context("Catching signals failed")?;
-    let host = Host::start(setup(args, &config, state_dir)?)?;
-    let server = api::bind(&host)?;
-    let metrics = config
-        .metrics_listen
-        .map(|MetricsListen(address)| api::bind_metrics(address));
-    let metrics = metrics.transpose()?;
-    host.announce().map_err(|why| anyhow!(why))?;
-    let api = Serving::begin("api", server, api::handler(Arc::clone(&host)))?;
-    let handler = || api::metrics_handler(Arc::clone(&host));
-    let metrics = metrics.map(|server| Serving::begin("metrics", server, handler()));
-    let metrics = metrics.transpose()?;
+    let listen = args.listen.as_ref().or(config.listen.as_ref());
+    let setup = setup(listen, &config, state_dir)?;
+    let link = linked::Wish::of(&args.link, &config, state_dir, &setup)?;
+    let agent = Running::start(setup, config.metrics_listen, link)?;
     notify::say(notify::READY);
     eprintln!(
         "concertina: The agent listens on {}",
-        host.socket().display()
+        agent.host.socket().display()
     );
     let mut present = config;
     while signals.next().context("Waiting for a signal failed")? == libc::SIGHUP {
-        present = reload(args, &host, present);
+        present = reload(args, &agent.host, present);
     }
     notify::say(notify::STOPPING);
-    api.stop();
-    if let Some(metrics) = metrics {
-        metrics.stop();
-        metrics.join()?;
-    }
-    host.leave();
-    // Its socket file goes with it.
-    api.join()?;
+    agent.end()?;
     Ok(0)
+}
+
+/// An agent that serves.
+pub struct Running {
+    host: Arc<Host>,
+    api: Serving,
+    metrics: Option<Serving>,
+    link: Option<linked::Linked>,
+}
+
+impl Running {
+    /// Takes over what is there, serves, and connects to the control plane that the host belongs to.
+    pub fn start(
+        setup: Setup,
+        metrics_listen: Option<MetricsListen>,
+        link: Option<linked::Wish>,
+    ) -> anyhow::Result<Self> {
+        // A host that cannot join is none: before it has taken over anything.
+        let joined = link.map(linked::Wish::join).transpose()?.flatten();
+        let host = Host::start(setup)?;
+        let server = api::bind(&host)?;
+        let metrics = metrics_listen.map(|MetricsListen(address)| api::bind_metrics(address));
+        let metrics = metrics.transpose()?;
+        host.announce().map_err(|why| anyhow!(why))?;
+        let api = Serving::begin("api", server, api::handler(Arc::clone(&host)))?;
+        let handler = || api::metrics_handler(Arc::clone(&host));
+        let metrics = metrics.map(|server| Serving::begin("metrics", server, handler()));
+        let metrics = metrics.transpose()?;
+        let link = joined.map(|joined| joined.connect(&host)).transpose()?;
+        Ok(Self {
+            host,
+            api,
+            metrics,
+            link,
+        })
+    }
+
+    /// Whether the control plane has welcomed this host.
+    pub fn is_connected(&self) -> bool {
+        self.link.as_ref().is_some_and(linked::Linked::is_connected)
+    }
+
+    /// Ends it; its VMs run on.
+    pub fn end(self) -> anyhow::Result<()> {
+        // First of all, nothing is asked for any more.
+        if let Some(link) = self.link {
+            link.end();
+        }
+        self.api.stop();
+        if let Some(metrics) = self.metrics {
+            metrics.stop();
+            metrics.join()?;
+        }
+        self.host.leave();
+        // Its socket file goes with it.
+        self.api.join()
+    }
 }
 
 /// A server in a thread of its own.
@@ -140,13 +196,17 @@ fn read_config(args: &Args) -> anyhow::Result<Config> {
     }
 }
 
-fn setup(args: &Args, config: &Config, named: Option<&Path>) -> anyhow::Result<Setup> {
+/// What an agent is started with.
+pub fn setup(
+    listen: Option<&Listen>,
+    config: &Config,
+    named: Option<&Path>,
+) -> anyhow::Result<Setup> {
     let folder = named
         .map(Path::to_owned)
         .or_else(|| config.state_dir.clone());
     let state = state::open(folder.as_deref())?;
     let state_dir = state.root().to_owned();
-    let listen = args.listen.as_ref().or(config.listen.as_ref());
     let absolute = |path: PathBuf| std::path::absolute(path).context("A path is not usable");
     Ok(Setup {
         socket: absolute(match listen {
@@ -189,8 +249,8 @@ fn reload(args: &Args, host: &Host, before: Config) -> Config {
     after
 }
 
-/// A process that lives long, with many threads and many descriptors.
-fn prepare_process() {
+/// A process that lives long, with many threads and many descriptors. To be called before there are any.
+pub fn prepare_process() {
     // SAFETY: mallopt changes tunables of the allocator; no thread but this one exists yet.
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 2);

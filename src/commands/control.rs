@@ -11,6 +11,8 @@ use concertina_control::config::{ApiTls, Settings, Store};
 use concertina_control::registry::sqlite;
 use concertina_control::{Node, http};
 
+use tokio::runtime::Runtime;
+
 use crate::args::parse_duration;
 use crate::failure::Usage;
 use crate::output;
@@ -131,7 +133,8 @@ pub fn data_dir(named: Option<&Path>) -> anyhow::Result<PathBuf> {
     Ok(state.join("concertina/control"))
 }
 
-const REGISTRY: &str = "registry.db";
+/// The embedded registry, in the data folder.
+pub const REGISTRY: &str = "registry.db";
 
 /// Serves, or does what was asked instead.
 pub fn run(args: &Args) -> anyhow::Result<i32> {
@@ -199,11 +202,7 @@ fn serve(args: &Serve) -> anyhow::Result<i32> {
         .enable_all()
         .build()
         .context("Starting threads failed")?;
-    let node = runtime.block_on(Node::start(settings))?;
-    if let Some(key) = &node.operator_key {
-        write_private(&data_dir.join("operator.key"), key)?;
-    }
-    write_private(&data_dir.join("ca.pem"), &node.control.authorities.pem())?;
+    let node = start(&runtime, settings, &data_dir)?;
     let scheme = if args.plain_http { "http" } else { "https" };
     output::line(&format!(
         "The API is at {scheme}://{}, hosts connect to {}, data is in {}",
@@ -216,8 +215,18 @@ fn serve(args: &Serve) -> anyhow::Result<i32> {
     Ok(0)
 }
 
+/// Starts a node, and writes down what its operator and its clients need.
+pub fn start(runtime: &Runtime, settings: Settings, data_dir: &Path) -> anyhow::Result<Node> {
+    let node = runtime.block_on(Node::start(settings))?;
+    if let Some(key) = &node.operator_key {
+        write_private(&data_dir.join("operator.key"), key)?;
+    }
+    write_private(&data_dir.join("ca.pem"), &node.control.authorities.pem())?;
+    Ok(node)
+}
+
 /// Writes a file that its owner alone can read, in one step.
-fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
+pub fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
     let failed = || format!("Writing {} failed", path.display());
     let fresh = path.with_extension("new");
     let _ = std::fs::remove_file(&fresh);

@@ -3,7 +3,7 @@
 mod build;
 mod import;
 mod inspect;
-mod registry;
+pub mod registry;
 
 use std::path::{Path, PathBuf};
 

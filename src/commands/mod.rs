@@ -18,4 +18,5 @@ pub mod run;
 pub mod status;
 pub mod stop;
 pub mod top;
+pub mod up;
 pub mod usage;

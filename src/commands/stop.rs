@@ -10,6 +10,7 @@ use concertina_agent::state_dir::StateDir;
 use concertina_api::instance::StopRequest;
 
 use crate::args::{as_ms, parse_duration};
+use crate::failure::Usage;
 use crate::{output, state};
 
 const EXAMPLES: &str = "\
@@ -34,8 +35,8 @@ pub struct Args {
     /// Do not ask the guest: end the VM now
     #[arg(short, long)]
     force: bool,
-    /// Remove what is left of it, too, its disk with it; with --remote
-    #[arg(long, requires = "remote")]
+    /// Remove what is left of it, too, its disk with it: an instance of a control plane's only
+    #[arg(long)]
     terminate: bool,
     /// How long the guest may take to power off; then the VM is ended
     #[arg(long, value_name = "T", value_parser = parse_duration, default_value = "30s")]
@@ -44,6 +45,11 @@ pub struct Args {
 
 /// Stops and waits for the end.
 pub fn run(args: &Args, state: &StateDir) -> anyhow::Result<i32> {
+    if args.terminate {
+        let why = "Option --terminate is for instances of a control plane: log in to it first, or \
+                   leave out --local";
+        return Err(Usage(why.into()).into());
+    }
     let entry = state::find(state, &args.name)?;
     if entry.left_vmm.is_some() {
         state::find_running(state, &args.name)?;

@@ -38,6 +38,7 @@ Usage: bench PART[,PART]... --kernel FILE --initrd FILE --out FILE [--rounds N] 
   peer            the resizes of 'latency' under QEMU
   peer-balloon    a balloon under QEMU
   io              disk, network and vsock, ours and QEMU's
+  vsock           vsock only
   probe           the guest's end of 'io'
   agent           what the agent costs its host with many simulated VMs; needs no KVM and no guest
   control         load on the control plane's API, with simulated hosts; alone, and without a kernel
@@ -136,6 +137,7 @@ fn run(arguments: &[String]) -> Result<()> {
                 "peer" => latency::measure_peer(&options, &mut results)?,
                 "peer-balloon" => latency::measure_peer_balloon(&options, &mut results)?,
                 "io" => io::measure(&options, &mut results)?,
+                "vsock" => io::measure_vsock(&options, &mut results)?,
                 _ => bail!("'{part}' is not a part of the benchmark\n{USAGE}"),
             }
         }

@@ -14,6 +14,7 @@ mod bad_input;
 mod balloon;
 mod boot;
 mod channel;
+mod cloud;
 mod disk;
 mod image;
 mod lifecycle;

@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use concertina_api::net::MacAddr;
+use serde_json::Value;
 
 use crate::support::{Instance, Launch, MIB, STEP_LIMIT, Shell, alone, concertina, until};
 
@@ -377,4 +378,97 @@ fn a_user_network_gives_an_address_and_leads_to_a_port_of_the_guest() {
         passts().is_empty().then_some(())
     });
     host("ip route del default; ip link set world0 down; busybox tunctl -d world0 >/dev/null");
+}
+
+/// Bytes a second that the guest sends, over a while: as the VM's process counts them, as the tap
+/// interface of the host received them, and as the guest counts them.
+fn sent(instance: &Instance, shell: &mut Shell, tap: &str, over: Duration) -> [f64; 3] {
+    let mut now = || {
+        let count = |text: String| text.parse::<u64>().expect("a counter of bytes");
+        let tap = format!("/sys/class/net/{tap}/statistics/rx_bytes");
+        let there = shell.run("cat /sys/class/net/eth0/statistics/tx_bytes");
+        let bytes = [
+            instance.vm().nets[0].tx.bytes,
+            count(host(&format!("cat {tap}"))),
+            count(there),
+        ];
+        (Instant::now(), bytes)
+    };
+    let (began, before) = now();
+    std::thread::sleep(over);
+    let (ended, after) = now();
+    let seconds = (ended - began).as_secs_f64();
+    [0, 1, 2].map(|i| (after[i] - before[i]) as f64 / seconds)
+}
+
+/// A megabit a second in bytes a second, the unit of `net.mbps`.
+const MBIT: u64 = 125_000;
+
+#[test]
+fn a_networks_limit_follows_the_load_up_and_down() {
+    let _alone = alone();
+    let (instance, mut shell) = Launch::new("stream")
+        .arguments(&["--net", "tap=flow0", "--net-rate", "8mbit..32mbit"])
+        .scale("net > 80% for 2s: +8 net.mbps, cooldown 1s")
+        .scale("net < 20% for 3s: -50%, cooldown 1s")
+        .scale("set shrink_window 3s")
+        .boot();
+    address_both(&mut shell, "flow0");
+    let limits = |status: &Value| {
+        let rates = &status["io"]["nets"][0]["rates"];
+        ["rx", "tx"].map(|direction| rates[direction]["bytes_per_s"].as_u64())
+    };
+    let status = instance.status();
+    assert_eq!(limits(&status), [Some(8 * MBIT); 2], "{status:#}");
+    let bounds = &status["io"]["net_rate"];
+    for (which, mbit) in [("min", 8), ("max", 32), ("target", 8)] {
+        assert_eq!(bounds[which]["bytes_per_s"], mbit * MBIT, "{status:#}");
+    }
+
+    let (port, sink) = on_connection(|mut connection| {
+        let mut chunk = vec![0; MIB as usize];
+        while connection.read(&mut chunk).is_ok_and(|len| len > 0) {}
+    });
+    shell.run(&format!(
+        "nc {HOST} {port} </dev/zero >/dev/null 2>&1 & sleep 1"
+    ));
+    let low = sent(&instance, &mut shell, "flow0", Duration::from_secs(1));
+    instance.wait_for_status("the upper bound under load", STEP_LIMIT * 2, |s| {
+        limits(s) == [Some(32 * MBIT); 2]
+    });
+    let high = sent(&instance, &mut shell, "flow0", Duration::from_secs(3));
+    for (low, high) in low.into_iter().zip(high) {
+        // A step up may come within the first of them; the last one is beyond any smaller limit.
+        assert!(low < 17.0 * MBIT as f64, "{low} bytes/s at 8 Mbit/s");
+        assert!(high > 20.0 * MBIT as f64, "{high} bytes/s at 32 Mbit/s");
+        assert!(high < 38.0 * MBIT as f64, "{high} bytes/s at 32 Mbit/s");
+    }
+    shell.run("busybox killall nc");
+    sink.join().unwrap();
+    instance.wait_for_status("the lower bound when idle", STEP_LIMIT * 2, |s| {
+        limits(s) == [Some(8 * MBIT); 2] && s["io"]["net_rate"]["target"]["bytes_per_s"] == 8 * MBIT
+    });
+
+    let status = instance.status();
+    let rules = status["thresholds"].as_array().expect("thresholds");
+    let known = |rule: &Value| rule["last_value"].is_number();
+    assert!(rules.len() == 2 && rules.iter().all(known), "{rules:#?}");
+    let resized: Vec<_> = instance
+        .events()
+        .into_iter()
+        .filter(|event| event["event"] == "resized" && event["outcome"] == "applied")
+        .collect();
+    let caused = |word: &str| {
+        let by = |event: &&Value| event["cause"].as_str().is_some_and(|c| c.contains(word));
+        resized.iter().filter(by).count()
+    };
+    assert!(caused("net > 80%") >= 3, "{resized:#?}");
+    assert!(caused("net < 20%") >= 2, "{resized:#?}");
+    let first = &resized[0];
+    let bytes = |size: &str| first[size]["net_rate"]["tx"]["bytes_per_s"].as_u64();
+    assert_eq!(
+        (bytes("before"), bytes("got")),
+        (Some(8 * MBIT), Some(16 * MBIT)),
+        "{first:#}"
+    );
 }

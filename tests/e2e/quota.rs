@@ -39,9 +39,12 @@ fn one_and_a_half_cpus_are_two_vcpus_with_a_quota() {
     assert_eq!(quota_of(&instance), Some(1.5));
     instance.resize_applied(&["--cpus", "2"]);
     assert_eq!(shell.online_cpus(), 2);
-    instance.resize_applied(&["--cpus", "0.5"]);
+    let report = instance.resize_applied(&["--cpus", "0.5"]);
     assert_eq!(quota_of(&instance), Some(0.5));
     assert_eq!(shell.online_cpus(), 1);
+    // The guest had all its time for letting go of a vCPU: the quota followed.
+    let at = |step: &str| report["timeline_ms"][step].as_f64().expect("a time");
+    assert!(at("vcpus_parked") <= at("quota"), "{report:#}");
 }
 
 #[test]

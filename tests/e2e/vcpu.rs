@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use concertina_api::vm::{Outcome, VcpuState, VmResize};
+use concertina_api::{Cpus, Quota};
 
 use crate::boot::pvh_kernel;
 use crate::support::{Launch, STEP_LIMIT, Series, Shell, alone, guest, proc, until};
@@ -190,6 +191,15 @@ fn a_guest_that_refuses_is_believed_and_the_next_resize_works() {
     assert!(report.ost.is_some_and(|ost| ost != 0), "{report:?}");
     assert_eq!(report.got.vcpus, Some(3), "{report:?}");
     until_online(&mut shell, 3);
+    // It keeps its vCPUs, and with them the quota that was to follow.
+    let report = instance.resize_vm(&VmResize {
+        vcpus: Some(1),
+        quota: Some(Quota::Limited(Cpus(500))),
+        ..VmResize::default()
+    });
+    assert_eq!(report.outcome, Outcome::Refused, "{report:?}");
+    let got = (report.got.vcpus, report.got.quota);
+    assert_eq!(got, (Some(3), Some(Quota::Max)), "{report:?}");
     shell.run("echo 1 >/sys/firmware/acpi/hotplug/processor/enabled");
     for vcpus in [2, 3, 1] {
         let report = ask(vcpus);

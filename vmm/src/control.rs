@@ -76,6 +76,9 @@ impl Part {
             ost: None,
         }
     }
+    fn is_applied(&self) -> bool {
+        self.outcome == Outcome::Applied
+    }
     fn failed(outcome: Outcome, reason: String) -> Self {
         Self {
             outcome,
@@ -333,7 +336,10 @@ impl Control {
             .map_or(DEFAULT_TIMEOUT, Duration::from_millis);
         let deadline = timeline.begin + timeout.min(MAX_TIMEOUT);
         let mut parts = Vec::new();
-        if let Some(quota) = wish.quota {
+        let vcpus_before = self.cpu_hotplug.progress();
+        // A guest that must let go of vCPUs has all its time for it: the quota follows.
+        let quota_follows = wish.vcpus.is_some_and(|vcpus| vcpus < vcpus_before.online);
+        if let Some(quota) = wish.quota.filter(|_| !quota_follows) {
             parts.push(self.set_quota(quota, timeline));
         }
         if let Some(wish) = wish.disk_rate {
@@ -348,7 +354,6 @@ impl Control {
             timeline.note("net_rate");
         }
         // All wishes first, then all waits.
-        let vcpus_before = self.cpu_hotplug.progress();
         let settled = |target: u32| {
             (
                 vcpus_before.present,
@@ -370,7 +375,11 @@ impl Control {
             }
         }
         if let Some(vcpus) = wish.vcpus {
-            parts.push(self.wait_vcpus(vcpus, deadline, timeline));
+            let part = self.wait_vcpus(vcpus, deadline, timeline);
+            // Where the guest keeps its vCPUs, it keeps its quota, too: the size is what it was.
+            let quota = wish.quota.filter(|_| quota_follows && part.is_applied());
+            parts.push(part);
+            parts.extend(quota.map(|quota| self.set_quota(quota, timeline)));
         }
         if let Some(memory) = wish.memory {
             parts.push(self.wait_memory(memory, deadline, timeline));

@@ -168,6 +168,16 @@ impl Identity {
         &self.about.address
     }
 
+    /// Connects somewhere else from here on.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn set_address(&mut self, address: &str) -> Result<(), IdentityError> {
+        self.about.address = address.to_owned();
+        let about = serde_json::to_string(&self.about).map_err(certificate_error)?;
+        write(&self.folder.join(ABOUT_FILE), &about)
+    }
+
     /// A request for a certificate.
     ///
     /// # Errors

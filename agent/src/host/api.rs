@@ -2,20 +2,17 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
 
 use concertina_api::host::{
     AxisAccount, HostStatus, LaunchRequest, PolicyInForce, Recommendation, WaitStatus,
 };
-use concertina_api::instance::{InstanceSize, InstanceStatus, StopRequest};
+use concertina_api::instance::{InstanceSize, StopRequest};
 use concertina_api::policy::{Axis, Policy};
 use concertina_http::{Handler, HttpError, Method, Request, Response, Server};
 
 use super::routes::{ROUTES, matched};
 use super::{Host, PolicyRefused, openapi as description, streams};
 use crate::clock::Moment;
-use crate::fault;
 use crate::instance::{Core, api as of_instance};
 use crate::launch::LaunchError;
 use crate::ledger::Account;
@@ -30,8 +27,6 @@ const CONNECTIONS: usize = 256;
 /// Most connections of Prometheus at a time: each answer of a large host takes some MiB.
 const METRICS_CONNECTIONS: usize = 4;
 const METRICS: &str = "/metrics";
-/// Instances that are asked at the same time for a list: one that hangs delays it only once.
-const ASKED_AT_ONCE: usize = 16;
 
 /// A request, and what it is about.
 pub(super) struct Call<'a> {
@@ -150,23 +145,7 @@ fn account(account: &Account) -> AxisAccount {
 }
 
 pub(super) fn instances(call: &Call<'_>) -> Response {
-    let instances = call.host.instances();
-    let next = AtomicUsize::new(0);
-    let ask = || {
-        let mut statuses = Vec::new();
-        while let Some(core) = instances.get(next.fetch_add(1, Ordering::SeqCst)) {
-            statuses.push(core.status());
-        }
-        statuses
-    };
-    let mut statuses: Vec<InstanceStatus> = thread::scope(|scope| {
-        let askers = ASKED_AT_ONCE.min(instances.len());
-        let asked: Vec<_> = (0..askers).map(|_| scope.spawn(ask)).collect();
-        let answered = asked.into_iter().filter_map(|thread| thread.join().ok());
-        answered.flatten().collect()
-    });
-    statuses.sort_by(|a, b| a.name.cmp(&b.name));
-    Response::json(200, &statuses)
+    Response::json(200, &call.host.statuses())
 }
 
 pub(super) fn instance(call: &Call<'_>) -> Response {
@@ -204,20 +183,15 @@ pub(super) fn resize(call: &Call<'_>) -> Response {
 }
 
 pub(super) fn stop(call: &Call<'_>) -> Response {
-    call.with_instance(|core| {
-        if let Err(response) = call.request.json::<StopRequest>() {
-            return response;
-        }
-        // It stops all the same; only an agent that dies over it would not go on with it.
-        if let Err(why) = call.host.books().stopping(call.name) {
-            eprintln!(
-                "concertina: The stop of {} is not written down: {why}",
-                call.name
-            );
-        }
-        fault::point("stopping");
-        of_instance::stop(core, call.request)
-    })
+    let wish: StopRequest = match call.request.json() {
+        Ok(wish) => wish,
+        Err(response) => return response,
+    };
+    if call.host.stop(call.name, &wish) {
+        Response::empty(202)
+    } else {
+        call.unknown()
+    }
 }
 
 pub(super) fn policy(call: &Call<'_>) -> Response {

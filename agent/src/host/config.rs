@@ -41,6 +41,22 @@ pub struct Config {
     pub overcommit: Factors,
     /// Memory that each instance costs beside its own.
     pub overhead: Option<Bytes>,
+    /// The control plane that the host belongs to.
+    pub control: Control,
+}
+
+/// The control plane that a host belongs to; what is absent has its default.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Control {
+    /// What the host joins with; not looked at once it has joined.
+    pub join: Option<String>,
+    /// `HOST:PORT`, where that is not what the join token says.
+    pub address: Option<String>,
+    /// Name that it joins by.
+    pub name: Option<String>,
+    /// Folder of the host's identity, and of images and disks.
+    pub folder: Option<PathBuf>,
 }
 
 /// CPUs and memory; what is absent has its default.
@@ -167,6 +183,7 @@ impl Config {
                 self.metrics_listen != other.metrics_listen,
             ),
             ("journal", self.journal != other.journal),
+            ("control", self.control != other.control),
         ]
         .into_iter()
         .filter_map(|(key, differs)| differs.then_some(key))
@@ -220,6 +237,9 @@ mod tests {
         let filled = config.clone();
         assert!(filled.state_dir.is_some() && filled.listen.is_some() && filled.journal.is_some());
         assert!(filled.metrics_listen.is_some());
+        let control = filled.control;
+        assert!(control.join.is_some() && control.address.is_some());
+        assert!(control.name.is_some() && control.folder.is_some());
         assert!(filled.capacity.cpus.is_some() && filled.capacity.memory.is_some());
         assert!(filled.reserve.cpus.is_some() && filled.reserve.memory.is_some());
         let of_defaults = Config::default().limits(HOST);

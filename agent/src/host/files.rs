@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -57,6 +58,10 @@ pub(super) fn remove_record(state_dir: &Path) {
     let _ = fs::remove_file(record_path(state_dir));
 }
 
+/// How long a lock that is taken is tried again: where an agent died in the midst of starting a program,
+/// that one has the lock, too, until it has begun.
+const LOCK_PATIENCE: Duration = Duration::from_millis(500);
+
 /// One agent a state folder, as long as it lives.
 #[derive(Debug)]
 pub(super) struct HostLock {
@@ -83,13 +88,20 @@ impl HostLock {
             .mode(0o600)
             .open(state_dir.join("daemon.lock"))
             .map_err(failed)?;
-        // SAFETY: flock(2) on a descriptor that `file` keeps open; no memory is involved.
-        if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
-            return Ok(Self { _file: file });
-        }
-        let error = io::Error::last_os_error();
-        if error.kind() != io::ErrorKind::WouldBlock {
-            return Err(failed(error));
+        let begun = Instant::now();
+        loop {
+            // SAFETY: flock(2) on a descriptor that `file` keeps open; no memory is involved.
+            if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
+                return Ok(Self { _file: file });
+            }
+            let error = io::Error::last_os_error();
+            if error.kind() != io::ErrorKind::WouldBlock {
+                return Err(failed(error));
+            }
+            if begun.elapsed() >= LOCK_PATIENCE {
+                break;
+            }
+            std::thread::sleep(LOCK_PATIENCE / 20);
         }
         let who = match HostRecord::find(state_dir) {
             Some(record) => format!("process {}", record.agent.pid),

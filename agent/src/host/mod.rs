@@ -19,6 +19,7 @@ mod files;
 mod metrics;
 pub mod notify;
 mod openapi;
+pub mod placements;
 mod routes;
 mod steward;
 mod streams;
@@ -28,11 +29,13 @@ mod tests;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use concertina_api::host::{LAUNCH_WAIT_MAX_MS, LaunchRequest};
+use concertina_api::instance::{InstanceStatus, StopRequest};
 use concertina_api::policy::Policy;
 
 use self::account::Account;
@@ -40,7 +43,7 @@ use self::books::HostBooks;
 use self::files::HostLock;
 pub use self::files::{HostRecord, default_journal, default_socket, record_path};
 use crate::events::Hub;
-use crate::instance::{Core, InForce, LaunchRecord, OnEnd, Owner};
+use crate::instance::{Core, InForce, LaunchRecord, OnEnd, Owner, api as of_instance};
 use crate::journal::{Journal, SharedJournal};
 use crate::launch::{BootImage, BootSource, Host as LaunchHost, LaunchError, LaunchSpec};
 use crate::ledger::{Claim, Limits};
@@ -51,6 +54,8 @@ use crate::{fault, launch, sentence};
 
 /// How long instances may take to stop where they are when the agent ends.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Instances that are asked at the same time for a list: one that hangs delays it only once.
+const ASKED_AT_ONCE: usize = 16;
 
 /// Finds the kernel of a disk image whenever its guest starts again.
 pub type BootSources = Arc<dyn Fn(BootImage) -> BootSource + Send + Sync>;
@@ -223,6 +228,50 @@ impl Host {
             Member::Launching => None,
         });
         running.collect()
+    }
+
+    /// Asks all instances how they are, several at a time; by name.
+    pub(crate) fn statuses(&self) -> Vec<InstanceStatus> {
+        let instances = self.instances();
+        let next = AtomicUsize::new(0);
+        let ask = || {
+            let mut statuses = Vec::new();
+            while let Some(core) = instances.get(next.fetch_add(1, Ordering::SeqCst)) {
+                statuses.push(core.status());
+            }
+            statuses
+        };
+        let mut statuses: Vec<InstanceStatus> = thread::scope(|scope| {
+            let askers = ASKED_AT_ONCE.min(instances.len());
+            let asked: Vec<_> = (0..askers).map(|_| scope.spawn(ask)).collect();
+            let answered = asked.into_iter().filter_map(|thread| thread.join().ok());
+            answered.flatten().collect()
+        });
+        statuses.sort_by(|a, b| a.name.cmp(&b.name));
+        statuses
+    }
+
+    /// Asks an instance to end, and does not wait for it; `false`: there is none.
+    pub(crate) fn stop(&self, name: &str, wish: &StopRequest) -> bool {
+        let Some(core) = self.find(name) else {
+            return false;
+        };
+        // It stops all the same; only an agent that dies over it would not go on with it.
+        if let Err(why) = self.books.stopping(name) {
+            eprintln!("concertina: The stop of {name} is not written down: {why}");
+        }
+        fault::point("stopping");
+        of_instance::stop_by_hand(&core, wish);
+        true
+    }
+
+    /// Waits until there is no instance of this name; `false`: there still is.
+    pub(crate) fn wait_for_end(&self, name: &str, within: Duration) -> bool {
+        let waited = self
+            .changed
+            .wait_timeout_while(self.members(), within, |members| members.contains_key(name));
+        let (members, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        !members.contains_key(name)
     }
 
     /// Launches an instance, and returns when its guest runs. On error nothing of it is left.

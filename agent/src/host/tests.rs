@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::*;
 use crate::cgroup::{Hierarchy, fake_hierarchy};
 use crate::client;
-use crate::launch::small_bzimage;
+use crate::launch::{BootFiles, small_bzimage};
 use crate::ledger::Overcommit;
 use crate::policy::Size;
 use crate::state_dir::ProcessId;
@@ -64,6 +64,7 @@ fn setup_of(told: &Told) -> (Setup, LaunchHost) {
         cpus: Cpus::whole(8),
         memory: told.memory,
     };
+    let kernel = told.kvm.with_file_name("kernel");
     let setup = Setup {
         socket: default_socket(&told.state_dir),
         journal: default_journal(&told.state_dir),
@@ -73,7 +74,13 @@ fn setup_of(told: &Told) -> (Setup, LaunchHost) {
             ..Limits::exact(capacity)
         },
         vmm_command: process_command(&told.behaviour),
-        boot_sources: Arc::new(|_| panic!("no image is booted here")),
+        boot_sources: Arc::new(move |image| {
+            let files = BootFiles {
+                kernel: kernel.clone(),
+                initrd: None,
+            };
+            BootSource::new(move || Ok(files.clone())).of_image(image)
+        }),
     };
     let host = LaunchHost {
         kvm: told.kvm.clone(),
@@ -106,7 +113,12 @@ impl Agent {
         }
     }
 
-    fn leave(mut self) {
+    /// Its core.
+    pub(super) fn host(&self) -> &Arc<Host> {
+        &self.host
+    }
+
+    pub(super) fn leave(mut self) {
         self.end();
     }
 
@@ -138,7 +150,7 @@ impl Bench {
         }
     }
 
-    fn state_dir(&self) -> PathBuf {
+    pub(super) fn state_dir(&self) -> PathBuf {
         self.temp.path().join("state")
     }
 
@@ -148,6 +160,11 @@ impl Bench {
 
     pub(super) fn agent(&self) -> Agent {
         Agent::start(&self.told())
+    }
+
+    /// A kernel that passes for one.
+    pub(super) fn kernel(&self) -> PathBuf {
+        self.temp.path().join("kernel")
     }
 
     /// Folder that plays the cgroup tree.
@@ -241,7 +258,7 @@ impl Bench {
 }
 
 #[track_caller]
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
+pub(super) fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !holds() {
         assert!(begun.elapsed() < LIMIT, "not in time: {what}");

@@ -301,6 +301,11 @@ impl Ledger {
         self.entries.insert(holding.name, entry);
     }
 
+    /// What the host has to give away.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
     /// The host has another capacity. Less than is held is a fact: nothing grows until it fits.
     pub fn set_limits(&mut self, limits: Limits) {
         self.limits = limits;

@@ -1,9 +1,11 @@
 //! The CPU ladder: a size is a number of online vCPUs and a quota on their time. 1.5 CPUs are two
 //! vCPUs that may use one and a half CPUs' time; a whole number needs no quota.
 //!
-//! Up: quota and hot-add at the same time, so that what is there can be used at once. Down: the
-//! quota at once, and a vCPU is removed only when the smaller size has held for the shrink window,
-//! because a quota is given back in microseconds and a vCPU is not.
+//! Up: quota and hot-add at the same time, so that what is there can be used at once. Down, when a
+//! rule wants it: the quota at once, and a vCPU is removed only when the smaller size has held for the
+//! shrink window, because a quota is given back in microseconds and a vCPU is not. Down, when a person
+//! wants it: vCPUs go at once, and the quota is set when they have gone (the vmm sees to that order),
+//! so that the guest has all its time for letting go of them.
 
 use concertina_api::{Cpus, Quota};
 
@@ -83,7 +85,7 @@ pub fn steps(present: Rung, target: Cpus, patience: Patience) -> Vec<LadderStep>
         };
         (step.vcpus.is_some() || step.quota.is_some()).then_some(step)
     };
-    if last.vcpus >= present.vcpus {
+    if last.vcpus >= present.vcpus || patience == Patience::AtOnce {
         return changed(last.vcpus, last.quota, present, When::Now)
             .into_iter()
             .collect();
@@ -93,18 +95,9 @@ pub fn steps(present: Rung, target: Cpus, patience: Patience) -> Vec<LadderStep>
         vcpus: present.vcpus,
         quota: quota(target, present.vcpus),
     };
-    let removed = Rung {
-        vcpus: last.vcpus,
-        quota: limited.quota,
-    };
-    let when = match patience {
-        Patience::WhenHeld => When::Held,
-        Patience::AtOnce => When::Now,
-    };
     let steps = [
         changed(limited.vcpus, limited.quota, present, When::Now),
-        changed(removed.vcpus, removed.quota, limited, when),
-        changed(last.vcpus, last.quota, removed, when),
+        changed(last.vcpus, last.quota, limited, When::Held),
     ];
     steps.into_iter().flatten().collect()
 }
@@ -183,18 +176,23 @@ mod tests {
             },
             LadderStep {
                 vcpus: Some(1),
-                quota: None,
-                when: When::Held,
-            },
-            LadderStep {
-                vcpus: None,
                 quota: Some(Quota::Max),
                 when: When::Held,
             },
         ];
         assert_eq!(down, want);
-        let by_hand = steps(rung(Cpus(3000)), Cpus(1000), Patience::AtOnce);
-        assert!(by_hand.iter().all(|step| step.when == When::Now));
+    }
+
+    #[test]
+    fn down_by_hand_is_one_step() {
+        let by_hand = |target| steps(rung(Cpus(3000)), Cpus(target), Patience::AtOnce);
+        let want = |vcpus, quota| LadderStep {
+            vcpus: Some(vcpus),
+            quota,
+            when: When::Now,
+        };
+        assert_eq!(by_hand(1000), [want(1, None)], "whole sizes have no quota");
+        assert_eq!(by_hand(1500), [want(2, Some(limited(1500)))]);
     }
 
     #[test]

@@ -6,11 +6,11 @@
 
 use std::time::{Duration, Instant};
 
-use concertina_api::Cpus;
 use concertina_api::vm::{Outcome, VmDescription, VmResize};
+use concertina_api::{Cpus, Quota};
 
 use super::report::{AxisReport, Timeline, judge};
-use crate::plan::cpu::{LadderStep, Patience, Rung, When, rung, size_of, steps};
+use crate::plan::cpu::{LadderStep, Patience, Rung, When, quota, rung, size_of, steps};
 use crate::sentence;
 use crate::vmm::VmmClient;
 
@@ -30,6 +30,8 @@ struct Failure {
     outcome: Outcome,
     reason: Option<String>,
     ost: Option<u32>,
+    /// The vmm did not answer: what it has done, or is about to do, is not known.
+    is_unheard: bool,
 }
 
 impl CpuAxis {
@@ -96,8 +98,10 @@ impl CpuAxis {
             let Err(failure) = self.take(step, left, &mut timeline) else {
                 continue;
             };
-            if target < before {
-                self.take_back(before, &mut timeline);
+            let quota = quota(before, self.rung.vcpus);
+            // A vmm that answered has kept the quota where the guest kept its vCPUs.
+            if target < before && (failure.is_unheard || quota != self.rung.quota) {
+                self.take_back(quota, &mut timeline);
             }
             let got = self.size();
             let outcome = judge(&target, &before, &got, failure.outcome);
@@ -143,6 +147,7 @@ impl CpuAxis {
                     outcome,
                     reason,
                     ost,
+                    is_unheard: _,
                 } = failure;
                 return Some(AxisReport {
                     outcome,
@@ -156,9 +161,8 @@ impl CpuAxis {
         Some(AxisReport::already(self.size(), timeline))
     }
 
-    /// Sets the quota that makes the old size again with the vCPUs that are online.
-    fn take_back(&mut self, size: Cpus, timeline: &mut Timeline) {
-        let quota = crate::plan::cpu::quota(size, self.rung.vcpus);
+    /// Sets the quota of the old size again.
+    fn take_back(&mut self, quota: Quota, timeline: &mut Timeline) {
         let step = LadderStep {
             vcpus: None,
             quota: Some(quota),
@@ -186,6 +190,7 @@ impl CpuAxis {
             outcome: Outcome::TimedOut,
             reason: Some(format!("The vmm does not answer: {}", sentence(&error))),
             ost: None,
+            is_unheard: true,
         })?;
         timeline.adopt(sent_ms, &report.timeline_ms);
         self.rung.vcpus = report.got.vcpus.unwrap_or(self.rung.vcpus);
@@ -201,6 +206,7 @@ impl CpuAxis {
                 },
                 reason: report.reason,
                 ost: report.ost,
+                is_unheard: false,
             }),
         }
     }

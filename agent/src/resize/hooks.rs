@@ -6,6 +6,7 @@ use std::time::Duration;
 use concertina_api::policy::Axis;
 
 use super::Resizer;
+use super::report::Timeline;
 
 /// Whom a change of size concerns in the guest. Sizes are in thousandths of a CPU, or bytes.
 pub trait GuestHooks: std::fmt::Debug + Send + Sync {
@@ -25,12 +26,21 @@ impl Resizer {
 
     /// Before a change: says why it must not be. No axis is locked meanwhile, so that growth never
     /// waits for the hooks of a shrink; a shrink that was overtaken by another change is not made.
-    pub(super) fn objection(&self, axis: Axis, to: u64, left: Duration) -> Option<String> {
+    pub(super) fn objection(
+        &self,
+        axis: Axis,
+        to: u64,
+        left: Duration,
+        timeline: &mut Timeline,
+    ) -> Option<String> {
         let from = self.size().of(axis);
         let hooks = self.hooks.as_ref().filter(|_| to < from)?;
         let refusal = hooks.before_shrink(axis, from, to, left);
+        timeline.note("hooks");
         let overtaken = || {
-            (self.size().of(axis) != from)
+            let now = self.size().of(axis);
+            // One that came to the same size has left nothing to do, and is no objection.
+            (now != from && now != to)
                 .then(|| "Another change came first, while the guest's hooks ran".to_owned())
         };
         refusal.or_else(overtaken)

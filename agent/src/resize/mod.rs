@@ -437,7 +437,7 @@ impl Resizer {
         reports
     }
 
-    fn change_cpus(&self, target: Cpus, run: &Run<'_>, timeline: Timeline) -> AxisReport<Cpus> {
+    fn change_cpus(&self, target: Cpus, run: &Run<'_>, mut timeline: Timeline) -> AxisReport<Cpus> {
         let order = run.order;
         let asked = u64::from(target.milli());
         let refused = |why, timeline| {
@@ -447,7 +447,7 @@ impl Resizer {
             AxisReport::refused(size, why, timeline)
         };
         let left = order.timeout.saturating_sub(timeline.began().elapsed());
-        if let Some(why) = self.objection(Axis::Cpus, asked, left) {
+        if let Some(why) = self.objection(Axis::Cpus, asked, left, &mut timeline) {
             return refused(why, timeline);
         }
         let mut cpu = lock(&self.cpu);
@@ -481,7 +481,12 @@ impl Resizer {
         report
     }
 
-    fn change_memory(&self, target: Bytes, run: &Run<'_>, timeline: Timeline) -> AxisReport<Bytes> {
+    fn change_memory(
+        &self,
+        target: Bytes,
+        run: &Run<'_>,
+        mut timeline: Timeline,
+    ) -> AxisReport<Bytes> {
         let order = run.order;
         let refused = |why, timeline| {
             let size = self.size().memory;
@@ -490,7 +495,7 @@ impl Resizer {
             AxisReport::refused(size, why, timeline)
         };
         let left = order.timeout.saturating_sub(timeline.began().elapsed());
-        if let Some(why) = self.objection(Axis::Memory, target.get(), left) {
+        if let Some(why) = self.objection(Axis::Memory, target.get(), left, &mut timeline) {
             return refused(why, timeline);
         }
         // A shrink under way looks at the claims after each step, and gives way.

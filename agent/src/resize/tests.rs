@@ -145,6 +145,13 @@ fn a_shrink_by_hand_removes_vcpus_at_once() {
         (2, Quota::Limited(Cpus(1500)))
     );
     assert_eq!(bench.resizer.settle_due(), None);
+    let wishes = bench.vmm.vm.lock().unwrap().wishes.clone();
+    let down = wishes.last().unwrap();
+    assert_eq!(
+        (wishes.len(), down.vcpus, down.quota),
+        (2, Some(2), Some(Quota::Limited(Cpus(1500)))),
+        "one request each way"
+    );
 }
 
 #[test]
@@ -158,7 +165,7 @@ fn a_guest_that_refuses_is_reported_with_its_status_and_the_size_stays() {
     assert_eq!(
         (bench.has().0, bench.has().1),
         (3, Quota::Max),
-        "the quota is taken back"
+        "neither vCPUs nor quota have changed"
     );
     // The next resize works.
     bench.vmm.vm.lock().unwrap().faults.refuse_vcpus = None;

@@ -103,7 +103,7 @@ pub fn register(args: &RegisterArgs) -> anyhow::Result<i32> {
 }
 
 /// A file with its digest and where hosts find it.
-fn artifact(path: &Path, url: Option<&str>, in_folder: bool) -> anyhow::Result<Value> {
+pub fn artifact(path: &Path, url: Option<&str>, in_folder: bool) -> anyhow::Result<Value> {
     let failed = || format!("Reading {} failed", path.display());
     let path = path.canonicalize().with_context(failed)?;
     let mut file = File::open(&path).with_context(failed)?;

@@ -49,6 +49,26 @@ struct Side {
 
 /// Measures `options.rounds` rounds of everything.
 pub fn measure(options: &Options, results: &mut Results) -> Result<()> {
+    beside_qemu(options, results, |sides, results| {
+        disk::measure(sides, options.rounds, results)?;
+        net::measure(sides, options.rounds, results)?;
+        vsock::measure(sides, options.rounds, results)
+    })
+}
+
+/// The same of vsock only.
+pub fn measure_vsock(options: &Options, results: &mut Results) -> Result<()> {
+    beside_qemu(options, results, |sides, results| {
+        vsock::measure(sides, options.rounds, results)
+    })
+}
+
+/// Measures two guests, and then the memory that they took of the host.
+fn beside_qemu(
+    options: &Options,
+    results: &mut Results,
+    measure: impl FnOnce(&mut [Side; 2], &mut Results) -> Result<()>,
+) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let ours = launch_ours(options, &disk_file(folder.path(), "ours")?)?;
     let peer = launch_peer(options, &disk_file(folder.path(), "qemu")?)?;
@@ -66,9 +86,7 @@ pub fn measure(options: &Options, results: &mut Results) -> Result<()> {
             vsock: vsock::Host::vhost(),
         },
     ];
-    disk::measure(&mut sides, options.rounds, results)?;
-    net::measure(&mut sides, options.rounds, results)?;
-    vsock::measure(&mut sides, options.rounds, results)?;
+    measure(&mut sides, results)?;
     for (name, pid) in [("vmm", ours.pid()), ("qemu", peer.pid())] {
         let mib = footprint::beside_guest_ram_mib(pid)?;
         results.add(

@@ -55,6 +55,18 @@ pub fn concertina_with(arguments: &[&str], limit: Duration) -> Finished {
     finish(start(&mut command, &line), line, limit)
 }
 
+/// Runs `concertina ARGUMENTS…` with variables of the environment.
+#[track_caller]
+pub fn concertina_env(arguments: &[&str], env: &[(&str, &str)], limit: Duration) -> Finished {
+    let mut command = Command::new("concertina");
+    command.args(arguments).stdin(Stdio::null());
+    // A state folder that is named means this host's instances.
+    command.env_remove("CONCERTINA_STATE_DIR");
+    command.envs(env.iter().copied());
+    let line = format!("concertina {}", arguments.join(" "));
+    finish(start(&mut command, &line), line, limit)
+}
+
 /// Runs `concertina ARGUMENTS…` as an ordinary user whose processes are in `group`.
 #[track_caller]
 pub fn concertina_as(user: u32, group: &Path, arguments: &[&str]) -> Finished {

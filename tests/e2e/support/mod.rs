@@ -6,6 +6,7 @@
 //! the guest (through [`Shell`]) or the host (through [`proc`]).
 
 mod agent;
+pub mod cloud;
 mod command;
 mod host;
 mod instance;

@@ -21,6 +21,11 @@ const LOOK: Duration = Duration::from_millis(20);
 /// Most bytes of what a hook prints that become its reason.
 const REASON_BYTES: usize = 200;
 
+/// Whether there is none to run for a change.
+pub fn none_for(change: &Change) -> bool {
+    hooks(Path::new(FOLDER), change.moment).is_empty()
+}
+
 /// Runs the hooks of a change; says how they took it.
 pub fn run(change: &Change) -> Answer {
     run_in(Path::new(FOLDER), change)

@@ -181,27 +181,34 @@ fn obey(message: ToGuest, outbox: &Outbox, period: &mut Duration) {
         *period = Duration::from_millis(period_ms).clamp(SHORTEST_PERIOD, LONGEST_PERIOD);
     }
     if let Some(change) = message.change {
-        answer_in_thread(change, outbox.clone());
+        answer_hooks(change, outbox.clone());
     }
     if message.power_off {
         power_off();
     }
 }
 
-fn answer_in_thread(change: Change, outbox: Outbox) {
+/// Where there is nothing to run the host hears so at once: a shrink waits for it.
+fn answer_hooks(change: Change, outbox: Outbox) {
+    if hooks::none_for(&change) {
+        answer(&change, &outbox);
+        return;
+    }
     let thread = std::thread::Builder::new()
         .name("hooks".into())
         .stack_size(128 << 10);
-    let started = thread.spawn(move || {
-        // A host that has gone meanwhile has stopped waiting too.
-        let _ = outbox.send(&FromGuest {
-            answer: Some(hooks::run(&change)),
-            ..FromGuest::default()
-        });
-    });
+    let started = thread.spawn(move || answer(&change, &outbox));
     if let Err(error) = started {
         eprintln!("concertina-guest: Hooks cannot run: {error}");
     }
+}
+
+fn answer(change: &Change, outbox: &Outbox) {
+    // A host that has gone meanwhile has stopped waiting too.
+    let _ = outbox.send(&FromGuest {
+        answer: Some(hooks::run(change)),
+        ..FromGuest::default()
+    });
 }
 
 /// Through our own init, or by the command that every other one has.

@@ -18,11 +18,14 @@ use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
+use std::time::Instant;
 
 use super::credit::Credit;
+use super::pace::{Advice, Pace};
 use super::packet::{Header, flag, op};
 use super::request::Buffers;
 use super::socket;
+use super::windows::Windows;
 
 /// Where a connection is in its life; see the module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +83,9 @@ pub struct Connection {
     stream: UnixStream,
     state: State,
     credit: Credit,
+    /// The window that it was granted first.
+    granted: u32,
+    pace: Pace,
     pending: Pending,
     /// Bytes of the guest that the host has not taken; at most the credit's window.
     backlog: VecDeque<u8>,
@@ -106,6 +112,8 @@ impl Connection {
             stream,
             state,
             credit: Credit::new(window),
+            granted: window,
+            pace: Pace::default(),
             pending: Pending {
                 opening: Some(opening),
                 ..Pending::default()
@@ -138,9 +146,28 @@ impl Connection {
         Self::new(stream, window, State::Requested, op::REQUEST)
     }
 
-    /// Bytes that it may have to hold.
-    pub fn window(&self) -> u32 {
-        self.credit.window()
+    /// Whether the guest is due to hear that its bytes were taken: the time to look at the window.
+    pub fn update_is_due(&self) -> bool {
+        self.state == State::Established && self.credit.update_is_due()
+    }
+
+    /// Wants another window where the stream's pace asks for it.
+    pub fn adapt_window(&mut self, windows: &mut Windows, now: Instant) {
+        let window = self.credit.window();
+        let (taken, held) = (self.credit.untold(), self.backlog.len());
+        match self.pace.look(now, window, taken, held) {
+            Advice::Keep => {}
+            Advice::More => {
+                let more = windows.enlarge(window);
+                self.credit.want_window(window + more);
+            }
+            Advice::First => self.credit.want_window(self.granted),
+        }
+    }
+
+    /// The window that it was granted first, and the bytes that it may have to hold beyond it.
+    pub fn promised(&self) -> (u32, u32) {
+        (self.granted, self.credit.window() - self.granted)
     }
 
     /// It is over, and can be dropped.

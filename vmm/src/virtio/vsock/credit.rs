@@ -10,8 +10,10 @@ pub struct Overrun;
 /// Both directions of one connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Credit {
-    /// Bytes that we hold for the guest at most.
+    /// Bytes beyond `told` that the guest was allowed to send, when it was last told.
     window: u32,
+    /// Bytes that we want to hold for the guest at most.
+    wanted: u32,
     /// Bytes that the guest has sent.
     received: u32,
     /// Of these, what the host's program has taken.
@@ -32,6 +34,7 @@ impl Credit {
     pub fn new(window: u32) -> Self {
         Self {
             window,
+            wanted: window,
             received: 0,
             forwarded: 0,
             told: 0,
@@ -43,7 +46,13 @@ impl Credit {
 
     /// Bytes that we hold at most.
     pub fn window(&self) -> u32 {
-        self.window
+        self.window.max(self.wanted)
+    }
+
+    /// Wants to hold another number of bytes at most. The guest hears of more with the next packet; less
+    /// comes about as it sends, since what it was allowed cannot be taken back.
+    pub fn want_window(&mut self, wanted: u32) {
+        self.wanted = wanted;
     }
 
     /// The guest has sent `len` bytes.
@@ -51,8 +60,8 @@ impl Credit {
     /// # Errors
     /// It had no credit for them.
     pub fn receive(&mut self, len: u32) -> Result<(), Overrun> {
-        let held = self.received.wrapping_sub(self.forwarded);
-        if u64::from(held) + u64::from(len) > u64::from(self.window) {
+        let sent = self.received.wrapping_sub(self.told);
+        if u64::from(sent) + u64::from(len) > u64::from(self.window) {
             return Err(Overrun);
         }
         self.received = self.received.wrapping_add(len);
@@ -66,11 +75,19 @@ impl Credit {
 
     /// The guest may soon be out of credit, and does not know that there is more.
     pub fn update_is_due(&self) -> bool {
-        self.forwarded.wrapping_sub(self.told) >= self.window / 2
+        self.untold() >= self.window / 2
     }
 
-    /// What the next packet to the guest says: (`buf_alloc`, `fwd_cnt`).
+    /// Bytes that the host's program has taken and the guest has not heard of.
+    pub fn untold(&self) -> u32 {
+        self.forwarded.wrapping_sub(self.told)
+    }
+
+    /// What the next packet to the guest says: (`buf_alloc`, `fwd_cnt`). Their sum never falls, whatever
+    /// is wanted: the guest may have used all of it.
     pub fn tell(&mut self) -> (u32, u32) {
+        let kept = self.window.saturating_sub(self.untold());
+        self.window = kept.max(self.wanted);
         self.told = self.forwarded;
         (self.window, self.forwarded)
     }
@@ -118,6 +135,7 @@ mod tests {
         Send(u32),
         GuestTakes(u32),
         Tell,
+        Want(u32),
     }
 
     fn act() -> impl Strategy<Value = Act> {
@@ -128,6 +146,7 @@ mod tests {
             len.clone().prop_map(Act::Send),
             len.prop_map(Act::GuestTakes),
             Just(Act::Tell),
+            (1u32..300).prop_map(Act::Want),
         ]
     }
 
@@ -138,15 +157,16 @@ mod tests {
             start in prop_oneof![Just(0u32), (u32::MAX - 400)..=u32::MAX, any::<u32>()],
             acts in prop::collection::vec(act(), 1..200),
         ) {
-            let window = 128u32;
+            let peer_window = 128u32;
+            let (mut window, mut wanted) = (128u32, 128u32);
             let mut credit = Credit::aged(window, start);
             let (mut received, mut forwarded, mut told) = (0u64, 0u64, 0u64);
             let (mut sent, mut taken) = (0u64, 0u64);
-            credit.told_by_guest(window, start);
+            credit.told_by_guest(peer_window, start);
             for act in acts {
                 match act {
                     Act::Receive(len) => {
-                        let fits = received - forwarded + u64::from(len) <= u64::from(window);
+                        let fits = received - told + u64::from(len) <= u64::from(window);
                         prop_assert_eq!(credit.receive(len).is_ok(), fits);
                         received += if fits { u64::from(len) } else { 0 };
                     }
@@ -162,15 +182,28 @@ mod tests {
                     }
                     Act::GuestTakes(len) => {
                         taken += u64::from(len).min(sent - taken);
-                        credit.told_by_guest(window, start.wrapping_add(taken as u32));
+                        credit.told_by_guest(peer_window, start.wrapping_add(taken as u32));
                     }
                     Act::Tell => {
-                        let said = credit.tell();
-                        prop_assert_eq!(said, (window, start.wrapping_add(forwarded as u32)));
-                        told = forwarded;
+                        let (said, count) = credit.tell();
+                        prop_assert_eq!(count, start.wrapping_add(forwarded as u32));
+                        // What the guest was allowed is not taken back; a smaller window comes about
+                        // as fast as that lets it, a larger one at once.
+                        let allowed = told + u64::from(window);
+                        prop_assert_eq!(
+                            forwarded + u64::from(said),
+                            allowed.max(forwarded + u64::from(wanted))
+                        );
+                        (window, told) = (said, forwarded);
+                    }
+                    Act::Want(other) => {
+                        wanted = other;
+                        credit.want_window(wanted);
                     }
                 }
-                prop_assert_eq!(u64::from(credit.room()), u64::from(window) - (sent - taken));
+                prop_assert_eq!(u64::from(credit.room()), u64::from(peer_window) - (sent - taken));
+                prop_assert_eq!(credit.window(), window.max(wanted));
+                prop_assert!(received - forwarded <= u64::from(credit.window()), "held beyond it");
                 prop_assert_eq!(credit.update_is_due(), forwarded - told >= u64::from(window) / 2);
                 // A guest that waits for credit always hears of it once its bytes were taken.
                 if received == forwarded && received - told >= u64::from(window) {

@@ -22,6 +22,7 @@ mod handshake;
 #[cfg(test)]
 mod model;
 mod muxer;
+mod pace;
 mod packet;
 mod request;
 mod socket;

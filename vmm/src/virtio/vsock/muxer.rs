@@ -17,6 +17,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -295,7 +296,9 @@ impl Muxer {
             return;
         };
         if connection.is_over() {
-            self.windows.give_back(connection.window());
+            let (granted, more) = connection.promised();
+            self.windows.give_back(granted);
+            self.windows.give_back_more(more);
             self.connections.remove(&ports);
             self.count_connections();
             // Its backlog has left holes in the heap, which lives as long as the guest.
@@ -369,7 +372,13 @@ impl Muxer {
                 continue;
             };
             connection.queued = false;
+            if connection.update_is_due() {
+                connection.adapt_window(&mut self.windows, Instant::now());
+            }
+            let (_, before) = connection.promised();
             let packet = connection.next(room);
+            let (_, after) = connection.promised();
+            self.windows.give_back_more(before - after);
             if packet.is_some() || connection.is_over() {
                 self.settle(ports);
             }

@@ -7,7 +7,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::model::{CID, Guest, PACKET, Rig, read_some};
 use super::packet::{HEADER_BYTES, Header, MAX_PAYLOAD_BYTES, flag, op};
-use super::windows::{LARGEST, LEAST};
+use super::windows::{ENLARGED, LARGEST, LEAST};
 use crate::virtio::rng::driver::{Driver, Mischief, NEXT, WRITE, mischief};
 use crate::virtio::{Activation, VirtioDevice};
 
@@ -172,6 +172,46 @@ fn what_a_slow_reader_has_not_taken_is_held_up_to_the_window_and_outlives_the_gu
     assert!(read_some(&mut host, 1).1);
     assert_eq!(rig.device.muxer.backlog_bytes(), 0);
     assert_eq!(rig.counter(|c| &c.connections), 0);
+}
+
+/// The guest sends until it has no credit; it hears what it is told in between.
+fn use_up_credit(rig: &mut Rig, guest: &mut Guest) -> usize {
+    let mut sent = 0;
+    while guest.credit() > 0 {
+        let len = (guest.credit() as usize).min(MAX_PAYLOAD_BYTES);
+        rig.send(guest.header(op::RW), &vec![7; len]);
+        guest.sent += len as u32;
+        sent += len;
+    }
+    for (header, _) in rig.exchange() {
+        guest.hear(&header);
+    }
+    sent
+}
+
+#[test]
+fn a_busy_stream_whose_reader_keeps_pace_gets_a_larger_window() {
+    let mut rig = Rig::new();
+    let (mut guest, mut host) = rig.host_connects(7);
+    let mut moved = 0;
+    while guest.credit() < ENLARGED {
+        assert!(moved < 32 << 20, "stays at {}", guest.credit());
+        moved += use_up_credit(&mut rig, &mut guest);
+        while !read_some(&mut host, 1 << 20).0.is_empty() {
+            rig.turns();
+        }
+        for (header, _) in rig.exchange() {
+            guest.hear(&header);
+        }
+    }
+    // A reader that stops makes this process hold no more than that.
+    for _ in 0..8 {
+        use_up_credit(&mut rig, &mut guest);
+    }
+    let held = rig.device.muxer.backlog_bytes();
+    assert!(held <= ENLARGED as usize, "{held}");
+    assert_eq!(guest.credit(), 0);
+    assert_eq!(rig.counter(|c| &c.bad_requests), 0);
 }
 
 #[test]
@@ -479,7 +519,7 @@ enum Act {
 }
 
 fn act() -> impl Strategy<Value = Act> {
-    let len = || prop_oneof![1usize..50, 1usize..60_000];
+    let len = || prop_oneof![1usize..50, 1usize..60_000, Just(1 << 20)];
     prop_oneof![
         len().prop_map(Act::GuestSends),
         len().prop_map(Act::GuestTakes),
@@ -528,7 +568,7 @@ impl Streams {
     fn act(&mut self, act: &Act) {
         match *act {
             Act::GuestSends(len) => {
-                let len = len.min(self.guest.credit() as usize);
+                let len = len.min(self.guest.credit() as usize).min(MAX_PAYLOAD_BYTES);
                 let bytes = stream(self.guest.sent as usize, len);
                 self.rig.send(self.guest.header(op::RW), &bytes);
                 self.guest.sent += len as u32;
