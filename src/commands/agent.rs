@@ -37,6 +37,8 @@ Configuration (TOML; every key is optional; docs/agent.toml is a commented examp
   metrics_listen = \"127.0.0.1:9464\"
                              where Prometheus may ask by TCP, a loopback address (nowhere)
   journal = \"PATH\"           what was begun, promised and remembered (host.journal in state_dir)
+  cgroup = \"DIR\"             cgroup below which instances get theirs (the tree's root, or where that is
+                             not ours the agent's own group)
   overhead = \"16M\"           memory that each instance costs beside its own  (*)
   [capacity]                 what the host has (*)
   cpus = 16                    default: all processors
@@ -220,6 +222,7 @@ pub fn setup(
         state_dir,
         limits: config.limits(size_of_host()),
         vmm_command: vmm_command(),
+        cgroup: config.cgroup.clone(),
         boot_sources: Arc::new(image::source_of),
     })
 }

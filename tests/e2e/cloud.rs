@@ -94,6 +94,9 @@ fn an_instance_of_the_cloud_follows_its_load_is_billed_as_its_host_says_and_leav
         .expect("a host");
     let name = placement(host, &id).expect("its name there");
     let there = on_host(host, &name);
+    let racks = ["rack1", "rack2"].map(|rack| Path::new("/sys/fs/cgroup").join(rack));
+    let inside = racks.iter().filter(|rack| there.0.starts_with(rack));
+    assert_eq!(inside.count(), 1, "{}", there.0.display());
 
     let mut shell = Shell::connect(host.state_dir(), &name);
     shell.type_line(

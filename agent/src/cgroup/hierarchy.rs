@@ -60,6 +60,33 @@ impl Hierarchy {
         Ok(Self { mount, parents })
     }
 
+    /// This host's tree, where instances get their groups below the group at `path`, which is made when
+    /// it is not there, and nowhere else.
+    ///
+    /// # Errors
+    /// There is no such tree, or `path` is not in it.
+    pub fn below(path: &Path) -> Result<Self, CgroupError> {
+        Self::detect()?.limited_to(path)
+    }
+
+    fn limited_to(self, path: &Path) -> Result<Self, CgroupError> {
+        let inside = path.strip_prefix(&self.mount).ok();
+        let is_plain = |inside: &Path| {
+            let mut parts = inside.components();
+            parts.all(|part| matches!(part, std::path::Component::Normal(_)))
+        };
+        if inside.is_none_or(|inside| inside.as_os_str().is_empty() || !is_plain(inside)) {
+            return Err(CgroupError::Outside {
+                path: path.to_owned(),
+                mount: self.mount,
+            });
+        }
+        Ok(Self {
+            parents: vec![path.to_owned()],
+            mount: self.mount,
+        })
+    }
+
     /// Where the tree is mounted.
     pub fn mount(&self) -> &Path {
         &self.mount
@@ -91,6 +118,11 @@ impl Hierarchy {
 
 /// Hands the controllers down from `parent` to our folder in it, and from there to the instances.
 fn prepare(parent: &Path) -> Result<PathBuf, CgroupError> {
+    // One that was named may be missing.
+    if let Some(above) = parent.parent().filter(|_| !parent.is_dir()) {
+        hand_down(above)?;
+        make_dir(parent)?;
+    }
     let offered_in = parent.join("cgroup.controllers");
     let offered =
         fs::read_to_string(&offered_in).map_err(|e| CgroupError::io("Reading", &offered_in, e))?;
@@ -243,6 +275,35 @@ mod tests {
         for group in [temp.path(), &parent] {
             let enabled = fs::read_to_string(group.join("cgroup.subtree_control")).unwrap();
             assert_eq!(enabled, "+cpu +memory +pids", "{}", group.display());
+        }
+    }
+
+    #[test]
+    fn a_group_that_is_named_is_made_and_is_the_only_one() {
+        let tree = fake_tree("cpu memory pids");
+        let root = tree.path();
+        let all = Hierarchy::at(root.to_owned(), None).unwrap();
+        let named = root.join("rack1");
+        let only = all.clone().limited_to(&named).unwrap();
+        // The kernel fills a new group; here it has to be there before.
+        let missing = only.ensure_parent().unwrap_err();
+        assert!(missing.to_string().contains("rack1"), "{missing}");
+        assert!(named.is_dir() && !root.join("concertina").exists());
+        fs::write(named.join("cgroup.controllers"), "cpu memory pids").unwrap();
+        fs::write(named.join("cgroup.subtree_control"), "").unwrap();
+        let handed = fs::read_to_string(root.join("cgroup.subtree_control")).unwrap();
+        assert_eq!(handed, "+cpu +memory +pids");
+        assert_eq!(only.ensure_parent().unwrap(), named.join("concertina"));
+    }
+
+    #[test]
+    fn a_group_that_is_named_has_to_be_in_the_tree() {
+        let tree = fake_tree("cpu memory pids");
+        let root = tree.path();
+        for path in [root.to_owned(), "/elsewhere".into(), root.join("a/../..")] {
+            let all = Hierarchy::at(root.to_owned(), None).unwrap();
+            let refused = all.limited_to(&path).unwrap_err().to_string();
+            assert!(refused.contains("has to be a folder in"), "{refused}");
         }
     }
 

@@ -32,6 +32,14 @@ pub enum CgroupError {
          mount cgroup2 with its controllers"
     )]
     VersionOneOnly(String),
+    /// What was named is no group below the tree's root.
+    #[error("{path} is no cgroup for instances: it has to be a folder in {mount}, named in full")]
+    Outside {
+        /// What was named.
+        path: PathBuf,
+        /// Where the tree is mounted.
+        mount: PathBuf,
+    },
     /// A controller is not available where we may make groups.
     #[error(
         "Controllers {missing} are not available in cgroup {path}: enable them in the \

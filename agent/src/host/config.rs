@@ -33,6 +33,9 @@ pub struct Config {
     pub metrics_listen: Option<MetricsListen>,
     /// The journal; it has to survive a crash of the agent, not of the host.
     pub journal: Option<PathBuf>,
+    /// The cgroup below which instances get theirs; absent: the root of the tree, or where that is not
+    /// ours the agent's own group.
+    pub cgroup: Option<PathBuf>,
     /// What the host has; absent: all that it has.
     pub capacity: Amount,
     /// What it keeps for itself.
@@ -183,6 +186,7 @@ impl Config {
                 self.metrics_listen != other.metrics_listen,
             ),
             ("journal", self.journal != other.journal),
+            ("cgroup", self.cgroup != other.cgroup),
             ("control", self.control != other.control),
         ]
         .into_iter()
@@ -236,7 +240,7 @@ mod tests {
         let config = Config::parse(&settings).unwrap();
         let filled = config.clone();
         assert!(filled.state_dir.is_some() && filled.listen.is_some() && filled.journal.is_some());
-        assert!(filled.metrics_listen.is_some());
+        assert!(filled.metrics_listen.is_some() && filled.cgroup.is_some());
         let control = filled.control;
         assert!(control.join.is_some() && control.address.is_some());
         assert!(control.name.is_some() && control.folder.is_some());

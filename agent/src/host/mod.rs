@@ -42,6 +42,7 @@ use self::account::Account;
 use self::books::HostBooks;
 use self::files::HostLock;
 pub use self::files::{HostRecord, default_journal, default_socket, record_path};
+use crate::cgroup::Hierarchy;
 use crate::events::Hub;
 use crate::instance::{Core, InForce, LaunchRecord, OnEnd, Owner, api as of_instance};
 use crate::journal::{Journal, SharedJournal};
@@ -72,6 +73,8 @@ pub struct Setup {
     pub limits: Limits,
     /// Program and first arguments of a vmm; the path of its specification is added as the last one.
     pub vmm_command: Vec<OsString>,
+    /// The cgroup below which instances get theirs; `None`: the host's tree, or our own group in it.
+    pub cgroup: Option<PathBuf>,
     /// For instances that boot from an image.
     pub boot_sources: BootSources,
 }
@@ -145,7 +148,12 @@ impl Host {
     /// # Errors
     /// Another agent has this state folder, or its files are unusable: nothing was touched.
     pub fn start(setup: Setup) -> Result<Arc<Self>, HostError> {
-        Self::start_on(setup, LaunchHost::this())
+        let cgroups = setup.cgroup.as_deref().map(Hierarchy::below).transpose();
+        let launch_host = LaunchHost {
+            cgroups: cgroups.map_err(|error| HostError::Files(sentence(&error)))?,
+            ..LaunchHost::this()
+        };
+        Self::start_on(setup, launch_host)
     }
 
     /// [`Self::start`] on a host of which the parts can be replaced.

@@ -74,6 +74,7 @@ fn setup_of(told: &Told) -> (Setup, LaunchHost) {
             ..Limits::exact(capacity)
         },
         vmm_command: process_command(&told.behaviour),
+        cgroup: None,
         boot_sources: Arc::new(move |image| {
             let files = BootFiles {
                 kernel: kernel.clone(),

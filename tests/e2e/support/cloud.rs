@@ -131,8 +131,9 @@ impl Cloud {
     #[track_caller]
     pub fn host(&self, name: &str, more: &str) -> Agent {
         let token = self.ok("operator", &["host", "token"]);
+        // A tree of its own, as another host has.
         let agent = Agent::start(&format!(
-            "{more}\n[control]\njoin = \"{}\"\nname = \"{name}\"\n",
+            "cgroup = \"/sys/fs/cgroup/{name}\"\n{more}\n[control]\njoin = \"{}\"\nname = \"{name}\"\n",
             token.stdout.trim()
         ));
         self.wait_for_host(name, "ready");

@@ -33,6 +33,7 @@ fn host() -> (tempfile::TempDir, Arc<Host>) {
         state_dir,
         limits: Limits::exact(capacity),
         vmm_command: vec!["false".into()],
+        cgroup: None,
         boot_sources: Arc::new(|_| unreachable!("no instance boots here")),
     });
     (temp, host.unwrap())
