@@ -192,7 +192,12 @@ impl MemoryAxis {
         };
         let settled = asked == self.held;
         if target == before && settled {
-            return AxisReport::already(before, timeline);
+            let mut report = AxisReport::already(before, timeline);
+            // It may have come here without its agent, which died over the change.
+            if let Err(error) = self.set_ceiling(before) {
+                report.reason = Some(sentence(&error));
+            }
+            return report;
         }
         let mut change = Change {
             target,

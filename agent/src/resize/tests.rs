@@ -221,6 +221,17 @@ fn memory_grows_under_a_ceiling_that_went_up_first_and_comes_down_last() {
 }
 
 #[test]
+fn a_ceiling_that_another_agent_left_is_lowered_where_the_size_is_reached_already() {
+    let bench = bench(Faults::default());
+    let path = bench._cgroup.0.path().join("concertina/web/memory.max");
+    let first = bench.ceiling_mib();
+    std::fs::write(&path, (900u64 << 20).to_string()).unwrap();
+    let report = bench.by_hand(None, Some(256));
+    assert_eq!(report.outcome, Outcome::Applied, "{report:?}");
+    assert_eq!(bench.ceiling_mib(), first);
+}
+
+#[test]
 fn memory_that_the_guest_does_not_bring_online_is_no_success() {
     let bench = bench(Faults {
         memory_offline: true,
