@@ -276,7 +276,14 @@ fn a_tap_interface_carries_frames_within_limits_and_goes_with_its_instance() {
         (!exists("made0")).then_some(())
     });
     assert!(exists("kept0"));
-    host("busybox tunctl -d kept0 >/dev/null");
+    // The process that had both interfaces closes one after the other.
+    until("nobody has the kept interface", STEP_LIMIT, || {
+        let delete = ["tunctl", "-d", "kept0"];
+        let deleted = Command::new("busybox").args(delete).output();
+        deleted
+            .is_ok_and(|done| done.status.success())
+            .then_some(())
+    });
 }
 
 /// Process ids of `passt`.
