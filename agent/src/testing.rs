@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -364,6 +365,7 @@ fn fake_vmm_process() {
         std::thread::sleep(Duration::from_millis(200));
         end(exit::RESET);
     }
+    let mut published = None;
     loop {
         let pause = Duration::from_millis(5);
         let vm_wishes = || fake.vm.lock().unwrap().wishes.clone();
@@ -392,7 +394,9 @@ fn fake_vmm_process() {
         if vm.publishes
             && let Some(path) = &spec.counters_file
         {
-            std::fs::write(path, vm.counters().encode()).unwrap();
+            // Made once: one that was made again would outlive its folder's removal.
+            let file = published.get_or_insert_with(|| std::fs::File::create(path).unwrap());
+            file.write_all_at(&vm.counters().encode(), 0).unwrap();
         }
         let obeys_button = matches!(
             behaviour.as_str(),

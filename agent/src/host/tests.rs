@@ -519,6 +519,7 @@ fn what_a_vmm_publishes_is_looked_at_and_it_is_not_asked() {
     until("the rule has fired by what is published", || {
         bench.status("web").memory.target == Bytes::mib(384)
     });
+    client::stop(&bench.paths("web"), &StopRequest::default()).unwrap();
 }
 
 #[test]
