@@ -36,10 +36,6 @@ const DEFAULTS: &[&str] = &[
     // the host had taken back already is made resident once more, and shrinking takes many times as
     // long. A customer who wants this hardening appends `init_on_alloc=1`.
     "init_on_alloc=0",
-    // vCPUs and memory that come and go wait for the guest's readers of shared data several times, each
-    // of which takes some ticks of its clock; with short interrupts to the other vCPUs it takes none.
-    // A vCPU is online in half the time. `rcupdate.rcu_expedited=0` takes it back.
-    "rcupdate.rcu_expedited=1",
     // Entropy is there at once, from the processor and virtio-rng.
     "random.trust_cpu=on",
     // Self-tests of ciphers at each boot prove nothing on a kernel that its distributor tested.
