@@ -42,6 +42,8 @@ fn boot(name: &str, image: &Image, key: &Path, more: &[&str]) -> (Instance, Shel
         let (status, _) = shell.try_run("systemctl is-active multi-user.target", STEP_LIMIT * 2);
         (status == 0).then_some(())
     });
+    // scripts/test ends a host of which nothing is heard.
+    eprintln!("{name}: multi-user.target is reached");
     (instance, shell)
 }
 
@@ -100,6 +102,7 @@ fn boots_scales_and_keeps_what_it_writes(release: &str, series: &str) {
     assert_eq!(shell.run("systemctl is-active concertina-guest"), "active");
     the_network_is_up(&uplink, &mut shell);
     vcpus_come_and_go(&instance, &mut shell);
+    eprintln!("distro: network and vCPUs are as they should be");
     memory_comes_and_goes(&instance, &mut shell);
     the_seed_is_there(&mut shell);
     let sum = write_to_the_disk(&mut shell);
