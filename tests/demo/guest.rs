@@ -102,7 +102,8 @@ impl Guest {
     fn answer(&mut self, command: &str, limit: Duration) -> Option<String> {
         self.questions += 1;
         let n = self.questions;
-        self.type_line(&format!("echo \"@\"B{n}:$({command}):\"@\"E{n}"));
+        // With a blank: `$((` would begin a sum, to busybox's shell at least.
+        self.type_line(&format!("echo \"@\"B{n}:$( {command} ):\"@\"E{n}"));
         let started = Instant::now();
         while started.elapsed() < limit {
             let text = self.text();
