@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 use concertina_api::net::MacAddr;
 use serde_json::Value;
 
-use crate::support::{Instance, Launch, MIB, STEP_LIMIT, Shell, alone, concertina, until};
+use crate::support::{
+    Instance, Launch, MIB, STEP_LIMIT, Shell, alone, caused_by, concertina, until,
+};
 
 /// Documentation addresses (RFC 5737): nobody's.
 const HOST: &str = "192.0.2.1";
@@ -460,15 +462,8 @@ fn a_networks_limit_follows_the_load_up_and_down() {
     let rules = status["thresholds"].as_array().expect("thresholds");
     let known = |rule: &Value| rule["last_value"].is_number();
     assert!(rules.len() == 2 && rules.iter().all(known), "{rules:#?}");
-    let resized: Vec<_> = instance
-        .events()
-        .into_iter()
-        .filter(|event| event["event"] == "resized" && event["outcome"] == "applied")
-        .collect();
-    let caused = |word: &str| {
-        let by = |event: &&Value| event["cause"].as_str().is_some_and(|c| c.contains(word));
-        resized.iter().filter(by).count()
-    };
+    let resized = instance.applied_resizes();
+    let caused = |word: &str| caused_by(&resized, word);
     assert!(caused("net > 80%") >= 3, "{resized:#?}");
     assert!(caused("net < 20%") >= 2, "{resized:#?}");
     let first = &resized[0];

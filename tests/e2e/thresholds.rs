@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::support::{
-    Instance, Launch, MIB, STEP_LIMIT, alone, concertina, guest, require_host, until,
+    Instance, Launch, MIB, STEP_LIMIT, alone, caused_by, concertina, guest, require_host, until,
 };
 
 const SETTLE: Duration = Duration::from_secs(60);
@@ -139,16 +139,8 @@ fn a_disks_limit_follows_the_load_up_and_down_and_outlives_a_reboot() {
         3 * MIB,
         "{status:#}"
     );
-    let resized: Vec<_> = instance
-        .events()
-        .into_iter()
-        .filter(|event| event["event"] == "resized" && event["outcome"] == "applied")
-        .collect();
-    let caused = |word: &str| {
-        let by =
-            |event: &&serde_json::Value| event["cause"].as_str().is_some_and(|c| c.contains(word));
-        resized.iter().filter(by).count()
-    };
+    let resized = instance.applied_resizes();
+    let caused = |word: &str| caused_by(&resized, word);
     // A guest that stalls under its load may have cost a step down and up again.
     assert!(caused("disk > 80%") >= 3, "{resized:#?}");
     assert!(caused("disk < 20%") >= 2, "{resized:#?}");

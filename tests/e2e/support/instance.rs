@@ -207,6 +207,14 @@ impl Instance {
         report
     }
 
+    /// Resizes that were applied, in order.
+    #[track_caller]
+    pub fn applied_resizes(&self) -> Vec<Value> {
+        let mut events = self.events();
+        events.retain(|event| event["event"] == "resized" && event["outcome"] == "applied");
+        events
+    }
+
     /// `events --json`, one value a line.
     #[track_caller]
     pub fn events(&self) -> Vec<Value> {
@@ -321,4 +329,10 @@ impl Drop for Instance {
             .args(["stop", &self.name, "--force", "--state-dir", &state])
             .output();
     }
+}
+
+/// How many of these resizes were caused by what has this word.
+pub fn caused_by(resizes: &[Value], word: &str) -> usize {
+    let by = |event: &&Value| event["cause"].as_str().is_some_and(|c| c.contains(word));
+    resizes.iter().filter(by).count()
 }

@@ -18,7 +18,7 @@ mod uplink;
 pub use agent::Agent;
 pub use command::{Finished, concertina, concertina_as, concertina_with};
 pub use host::{GuestFiles, Image, Series, guest, images, require_host};
-pub use instance::{Instance, Launch};
+pub use instance::{Instance, Launch, caused_by};
 pub use shell::Shell;
 pub use turn::alone;
 pub use uplink::Uplink;
