@@ -5,7 +5,8 @@
 //! may jump in either direction, and nothing is computed from the difference of two labels.
 
 use std::fs;
-use std::sync::OnceLock;
+use std::marker::PhantomData;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
@@ -17,7 +18,7 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Moment {
     /// The boot of the host that `monotonic_ms` counts from; empty: unknown.
-    pub boot: String,
+    pub boot: Arc<str>,
     /// `CLOCK_MONOTONIC` in milliseconds.
     pub monotonic_ms: u64,
     /// Milliseconds since 1970-01-01 UTC as the wall clock had it: a label.
@@ -27,14 +28,14 @@ pub struct Moment {
 impl Moment {
     /// This moment.
     pub fn now() -> Self {
-        static BOOT: OnceLock<String> = OnceLock::new();
+        static BOOT: OnceLock<Arc<str>> = OnceLock::new();
         let boot = BOOT.get_or_init(|| {
             let text = fs::read_to_string(BOOT_ID).unwrap_or_default();
-            text.trim().to_owned()
+            text.trim().into()
         });
         let wall = SystemTime::now().duration_since(UNIX_EPOCH);
         Self {
-            boot: boot.clone(),
+            boot: Arc::clone(boot),
             monotonic_ms: monotonic_ms(),
             wall_ms: millis(wall.unwrap_or_default()),
         }
@@ -67,9 +68,28 @@ pub fn monotonic_ms() -> u64 {
     millis(read_clock(libc::CLOCK_MONOTONIC))
 }
 
-/// CPU time that the calling thread has used.
-pub fn thread_cpu() -> Duration {
-    read_clock(libc::CLOCK_THREAD_CPUTIME_ID)
+/// CPU time of the thread that made it: it tells nothing of another one's, so that it stays there.
+#[derive(Debug)]
+pub struct ThreadCpu {
+    last: Duration,
+    stays: PhantomData<*const ()>,
+}
+
+impl ThreadCpu {
+    /// Begins a first lap.
+    pub fn begin() -> Self {
+        Self {
+            last: read_clock(libc::CLOCK_THREAD_CPUTIME_ID),
+            stays: PhantomData,
+        }
+    }
+
+    /// What the thread has used since the last lap ended. One call of the system a lap: unlike most
+    /// clocks, this one is not to be had without.
+    pub fn lap(&mut self) -> Duration {
+        let now = read_clock(libc::CLOCK_THREAD_CPUTIME_ID);
+        now.saturating_sub(std::mem::replace(&mut self.last, now))
+    }
 }
 
 fn read_clock(clock: libc::clockid_t) -> Duration {
@@ -115,14 +135,14 @@ mod tests {
 
     #[test]
     fn a_thread_that_works_uses_its_own_time() {
-        let before = thread_cpu();
+        let mut cpu = ThreadCpu::begin();
         let mut sum = 0u64;
-        while thread_cpu() == before {
+        while cpu.lap().is_zero() {
             sum = std::hint::black_box(sum.wrapping_add(1));
         }
-        assert!(thread_cpu() > before);
-        let other = std::thread::spawn(thread_cpu).join().unwrap();
-        assert!(other < Duration::from_secs(1), "{other:?}");
+        std::thread::sleep(Duration::from_millis(50));
+        let asleep = cpu.lap();
+        assert!(asleep < Duration::from_millis(40), "{asleep:?}");
     }
 
     #[test]

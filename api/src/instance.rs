@@ -7,6 +7,7 @@
 //! | `PUT /v1/instance/resize` | [`InstanceResize`] | `ResizeReport<InstanceSize>` |
 //! | `PUT /v1/instance/stop` | [`StopRequest`] | 202 |
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -161,7 +162,7 @@ pub struct ThresholdStatus {
     /// The rule as its customer wrote it (or its normal form).
     pub rule: String,
     /// `ok`, `breaching`, `fired`, `cooldown`, `held`, `unknown`.
-    pub state: String,
+    pub state: Cow<'static, str>,
     /// Last value of its metric in the metric's unit; absent: unknown.
     pub last_value: Option<f64>,
     /// How far its datapoints are; absent before the first look.

@@ -55,6 +55,7 @@ Configuration (TOML; every key is optional; docs/agent.toml is a commented examp
   name = \"rack1-a\"           name that the host joins by (its own); --join-name overrides it
   folder = \"DIR\"             identity, images and disks; --control-dir overrides it
                                (/var/lib/concertina/host; control.d in a state folder that is named)
+  image_cache = \"20G\"        room for copies of images that no instance uses; default: 20G
 A host that has joined connects again at each start, without its token.
 (*) read again by SIGHUP; the others take effect with the next start.
 

@@ -252,7 +252,7 @@ fn describe(status: &InstanceStatus) -> String {
                 Some(value) => format!("{value:.1}"),
                 None => "unknown".to_owned(),
             };
-            vec![threshold.rule.clone(), threshold.state.clone(), value]
+            vec![threshold.rule.clone(), threshold.state.to_string(), value]
         })
         .collect();
     text.push_str(&output::table(

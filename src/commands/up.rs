@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use concertina_agent::control::Identity;
-use concertina_agent::host::config::Config;
+use concertina_agent::host::config::{Config, IMAGE_CACHE};
 use concertina_control::client::ClientError;
 use concertina_control::config::{Settings, Store};
 use serde_json::json;
@@ -225,6 +225,7 @@ impl Place {
             token,
             address: Some(self.agents.clone()),
             name: linked::own_name(),
+            image_cache: IMAGE_CACHE,
         })
     }
 

@@ -20,9 +20,36 @@ pub struct Measured {
     pub p99: f64,
     /// How many samples.
     pub samples: usize,
+    /// The samples, rising; empty where somebody else has counted them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub values: Vec<f64>,
+}
+
+/// Median and p99 of rising samples.
+fn summary(sorted: &[f64]) -> Option<(f64, f64)> {
+    let at = |share: f64| {
+        let index = (share * sorted.len() as f64).ceil() as usize;
+        sorted.get(index.saturating_sub(1)).copied()
+    };
+    Some((at(0.5)?, at(0.99)?))
 }
 
 impl Measured {
+    /// Takes in what another run has measured of the same thing.
+    fn absorb(&mut self, other: Self) {
+        self.values.extend(other.values);
+        self.values.sort_by(f64::total_cmp);
+        if let Some((median, p99)) = summary(&self.values) {
+            (self.median, self.p99) = (median, p99);
+            self.samples = self.values.len();
+        }
+    }
+
+    fn is_of_same(&self, other: &Self) -> bool {
+        let of = |measured: &Self| (measured.name.clone(), measured.of.clone());
+        of(self) == of(other) && !self.values.is_empty() && !other.values.is_empty()
+    }
+
     /// How many times better than another's: over 1 is ahead, whether less or more is better.
     fn better_than(&self, other: &Self) -> f64 {
         if self.unit.ends_with("/s") {
@@ -45,14 +72,13 @@ impl Results {
     pub fn add(&mut self, name: &str, of: &str, unit: &str, samples: &[f64]) {
         let mut sorted = samples.to_vec();
         sorted.sort_by(f64::total_cmp);
-        let at = |share: f64| {
-            let index = (share * sorted.len() as f64).ceil() as usize;
-            sorted.get(index.saturating_sub(1)).copied()
-        };
-        let (Some(median), Some(p99)) = (at(0.5), at(0.99)) else {
+        let Some(summary) = summary(&sorted) else {
             return;
         };
-        self.add_summary(name, of, unit, (median, p99), sorted.len());
+        self.add_summary(name, of, unit, summary, sorted.len());
+        if let Some(last) = self.measured.last_mut() {
+            last.values = sorted;
+        }
     }
 
     /// Adds median and p99 of samples that somebody else has counted, and says them.
@@ -74,6 +100,7 @@ impl Results {
             median,
             p99,
             samples,
+            values: Vec::new(),
         });
     }
 
@@ -83,7 +110,7 @@ impl Results {
         std::fs::write(file, text + "\n").with_context(|| format!("Writing {}", file.display()))
     }
 
-    /// Reads the results of several runs.
+    /// Reads the results of several runs; samples of the same thing come together.
     pub fn merge(files: &[PathBuf]) -> Result<Self> {
         let mut all = Self::default();
         for file in files {
@@ -91,7 +118,12 @@ impl Results {
                 .with_context(|| format!("Reading {}", file.display()))?;
             let part: Self = serde_json::from_str(&text)
                 .with_context(|| format!("Reading {}", file.display()))?;
-            all.measured.extend(part.measured);
+            for more in part.measured {
+                match all.measured.iter_mut().find(|one| one.is_of_same(&more)) {
+                    Some(one) => one.absorb(more),
+                    None => all.measured.push(more),
+                }
+            }
         }
         Ok(all)
     }

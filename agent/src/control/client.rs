@@ -228,7 +228,7 @@ impl Client {
         link.send(&FromAgent::Hello {
             protocol: PROTOCOL,
             version: env!("CARGO_PKG_VERSION").into(),
-            boot: Moment::now().boot,
+            boot: Moment::now().boot.to_string(),
             capacity: self.host.capacity(),
             instances: reported.values().cloned().collect(),
         })?;

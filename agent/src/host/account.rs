@@ -83,8 +83,8 @@ impl Books for Account {
             .book(|book| book.answers(&self.name, key).cloned().collect())
     }
 
-    fn need(&self, axis: Axis, need: Option<Need>) {
-        self.books.need(&self.name, axis, need);
+    fn need(&self, needs: [(Axis, Option<Need>); 2]) {
+        self.books.need(&self.name, needs);
     }
 
     fn content(&self, axis: Axis) {

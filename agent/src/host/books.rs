@@ -521,14 +521,16 @@ impl HostBooks {
     }
 
     /// What an instance needs of an axis; `None`: unknown, and then it gives nothing.
-    pub fn need(&self, name: &str, axis: Axis, need: Option<Need>) {
+    pub fn need(&self, name: &str, needs: [(Axis, Option<Need>); 2]) {
         let mut state = self.state();
         // Told at each look: only the first time there is something to be made.
-        if need.is_some() && !state.needs.contains_key(name) {
+        if !state.needs.contains_key(name) && needs.iter().any(|(_, need)| need.is_some()) {
             state.needs.insert(name.to_owned(), Needs::default());
         }
-        if let Some(needs) = state.needs.get_mut(name) {
-            needs.set(axis, need);
+        if let Some(place) = state.needs.get_mut(name) {
+            needs
+                .into_iter()
+                .for_each(|(axis, need)| place.set(axis, need));
         }
     }
 

@@ -60,7 +60,12 @@ pub struct Control {
     pub name: Option<String>,
     /// Folder of the host's identity, and of images and disks.
     pub folder: Option<PathBuf>,
+    /// Room that images may take; those that instances use stay, whatever they take.
+    pub image_cache: Option<Bytes>,
 }
+
+/// See [`Control::image_cache`].
+pub const IMAGE_CACHE: Bytes = Bytes(20 << 30);
 
 /// CPUs and memory; what is absent has its default.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
@@ -244,6 +249,7 @@ mod tests {
         let control = filled.control;
         assert!(control.join.is_some() && control.address.is_some());
         assert!(control.name.is_some() && control.folder.is_some());
+        assert_eq!(control.image_cache, Some(IMAGE_CACHE));
         assert!(filled.capacity.cpus.is_some() && filled.capacity.memory.is_some());
         assert!(filled.reserve.cpus.is_some() && filled.reserve.memory.is_some());
         let of_defaults = Config::default().limits(HOST);

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use concertina_api::event::EventKind;
 use concertina_api::instance::{InstanceSize, InstanceState, ScalingStatus, ThresholdStatus};
 use concertina_api::net::{NetSpec, NetWish};
-use concertina_api::policy::{Policy, PolicyBounds};
+use concertina_api::policy::{Metric, Policy, PolicyBounds};
 use concertina_api::vm::{BalloonStatistics, Outcome, ResizeReport, VmDescription, VmSpec};
 use concertina_api::{Bounds, Bytes, Cpus, Quota};
 
@@ -30,7 +30,7 @@ use crate::events::{EventLog, wall_clock};
 use crate::launch::{BootSource, LaunchError, LaunchSpec};
 use crate::measure::InstanceMeasures;
 use crate::net::{NetPrograms, Networks};
-use crate::policy::{Observations, PolicyState};
+use crate::policy::{PolicyState, Sample};
 use crate::poll::Wakeup;
 use crate::resize::Resizer;
 use crate::resize::io::IoRates;
@@ -581,9 +581,9 @@ impl Core {
     }
 
     /// What was measured; a sample older than `stale_ms` is unknown.
-    pub(super) fn set_observed(&self, seen: &Observations, stale_ms: u64) {
+    pub(super) fn set_observed(&self, samples: BTreeMap<Metric, Sample>, stale_ms: u64) {
         let mut live = self.live();
-        live.observed.samples.clone_from(&seen.samples);
+        live.observed.samples = samples;
         live.observed.stale_ms = stale_ms;
     }
 

@@ -25,7 +25,6 @@ pub(super) fn tell(books: &dyn Books, seen: &Observations, size: &Size, bounds: 
             least: ((used * CPU_ROOM) as u64).max(bounds.of(Axis::Cpus).min),
         })
     };
-    books.need(Axis::Cpus, cpus());
     let memory = || {
         let available = value(Metric::MemoryAvailable)? as u64;
         let used = size.memory.get().saturating_sub(available);
@@ -35,7 +34,7 @@ pub(super) fn tell(books: &dyn Books, seen: &Observations, size: &Size, bounds: 
             least: least.max(bounds.of(Axis::Memory).min),
         })
     };
-    books.need(Axis::Memory, memory());
+    books.need([(Axis::Cpus, cpus()), (Axis::Memory, memory())]);
 }
 
 #[cfg(test)]
@@ -56,8 +55,8 @@ mod tests {
             Ok(None)
         }
 
-        fn need(&self, axis: Axis, need: Option<Need>) {
-            self.0.lock().unwrap().push((axis, need));
+        fn need(&self, needs: [(Axis, Option<Need>); 2]) {
+            self.0.lock().unwrap().extend(needs);
         }
     }
 

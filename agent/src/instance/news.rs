@@ -75,8 +75,11 @@ impl News {
     }
 
     fn of_rule(&mut self, status: &ThresholdStatus) -> Option<EventKind> {
-        let said = self.rules.entry(status.rule.clone()).or_default();
-        let class = match status.state.as_str() {
+        if !self.rules.contains_key(&status.rule) {
+            self.rules.insert(status.rule.clone(), Said::default());
+        }
+        let said = self.rules.get_mut(&status.rule)?;
+        let class = match &*status.state {
             "fired" | "held" => Class::Fired,
             // After a resize a rule waits for its first datapoint of the new size: that is not news
             // before it has lasted.
@@ -106,7 +109,7 @@ impl News {
         };
         news.then(|| EventKind::Threshold {
             rule: status.rule.clone(),
-            state: status.state.clone(),
+            state: status.state.to_string(),
             value: status.last_value,
         })
     }
@@ -122,7 +125,7 @@ mod tests {
         let decision = Decision {
             thresholds: vec![ThresholdStatus {
                 rule: RULE.into(),
-                state: state.into(),
+                state: state.to_owned().into(),
                 last_value: Some(1.0),
                 ..ThresholdStatus::default()
             }],

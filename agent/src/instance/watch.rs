@@ -24,7 +24,7 @@ use super::needs;
 use super::news::News;
 use super::recommend::Recommendations;
 use super::remember::remember;
-use crate::clock::{monotonic_ms, thread_cpu};
+use crate::clock::monotonic_ms;
 use crate::measure::{Phase, Way};
 use crate::plan::memory::Held as HeldMemory;
 use crate::policy::window::STALE_PERIODS;
@@ -107,7 +107,6 @@ impl Job for Watching {
         if self.over.load(Ordering::SeqCst) {
             return None;
         }
-        let began = thread_cpu();
         let next = match &mut self.watcher {
             Some(watcher) => watcher.turn(events, watched),
             None => match Watcher::begin(&self.core) {
@@ -118,9 +117,11 @@ impl Job for Watching {
                 }
             },
         };
-        let spent = thread_cpu().saturating_sub(began);
-        self.core.measures.spent(spent);
         Some(next)
+    }
+
+    fn took(&self, cpu: Duration) {
+        self.core.measures.spent(cpu);
     }
 }
 
@@ -136,6 +137,8 @@ struct Watcher {
     in_force: Arc<InForce>,
     /// The rules in force as text, in their order.
     texts: Vec<String>,
+    /// The shortest period of any of them.
+    period_ms: u64,
     state: PolicyState,
     /// When the next period is over.
     next: Instant,
@@ -177,7 +180,8 @@ impl Watcher {
             sampler,
             triggers: triggers(&in_force.policy, core.group.path()),
             texts: rule_texts(&in_force.policy),
-            next: Instant::now() + tick(&in_force.policy),
+            period_ms: in_force.policy.shortest_period_ms(),
+            next: Instant::now() + tick(in_force.policy.shortest_period_ms()),
             in_force,
             cpus: None,
             memory: None,
@@ -206,7 +210,7 @@ impl Watcher {
         if bounds.memory.min == bounds.memory.max {
             return;
         }
-        let period = tick(self.policy());
+        let period = tick(self.period_ms);
         let lead = PUBLISH_LEAD.min(period / 5);
         let mut first = self.next.saturating_duration_since(Instant::now());
         if first < lead {
@@ -238,14 +242,14 @@ impl Watcher {
         }
         let now = Instant::now();
         let due = now >= self.next;
-        let period = tick(self.policy());
+        let period = tick(self.period_ms);
         while self.next <= now {
             self.next += period;
         }
         let changed = self.take_commits();
         if self.take_policy() {
             self.watch(watched);
-            self.next = self.next.min(now + tick(self.policy()));
+            self.next = self.next.min(now + tick(self.period_ms));
             self.have_published();
         }
         if due {
@@ -276,6 +280,7 @@ impl Watcher {
         }
         self.triggers = triggers(&in_force.policy, self.core.group.path());
         self.texts = rule_texts(&in_force.policy);
+        self.period_ms = in_force.policy.shortest_period_ms();
         self.core.set_thresholds(resting(&in_force.policy));
         self.in_force = in_force;
         true
@@ -311,8 +316,6 @@ impl Watcher {
         seen.io_busy = io_runs || self.core.resizer.is_busy(Resource::DiskBytes);
         seen.limits = self.core.resizer.limits();
         seen.samples.extend(self.io_samples.clone());
-        let stale_ms = self.policy().shortest_period_ms() * STALE_PERIODS;
-        self.core.set_observed(&seen, stale_ms);
         let (policy, texts) = (&self.in_force.policy, &self.texts);
         let mut decision = decide_in_place(policy, texts, &mut self.state, &seen, &size, now_ms);
         self.core.measures.looked(&seen);
@@ -325,6 +328,8 @@ impl Watcher {
             Mode::Act => self.act(decision, &seen, began),
             Mode::Recommend => self.recommend(&decision, &size),
         }
+        self.core
+            .set_observed(seen.samples, self.period_ms * STALE_PERIODS);
     }
 
     /// Whether the guest has come so far that it can be resized. Before that its rules rest: a
@@ -446,7 +451,7 @@ impl Watcher {
         if is_changing {
             return None;
         }
-        let max_age_ms = self.policy().shortest_period_ms() * PUBLISH_PERIODS;
+        let max_age_ms = self.period_ms * PUBLISH_PERIODS;
         let now_ms = monotonic_ms();
         let counters = self.published.as_mut()?.read(now_ms, max_age_ms)?;
         // Figures of two sizes would make a share of neither.
@@ -707,8 +712,8 @@ fn resting(policy: &Policy) -> Vec<ThresholdStatus> {
 }
 
 /// The time between two looks: the shortest period of any rule.
-fn tick(policy: &Policy) -> Duration {
-    Duration::from_millis(policy.shortest_period_ms()).max(LEAST_TICK)
+fn tick(period_ms: u64) -> Duration {
+    Duration::from_millis(period_ms).max(LEAST_TICK)
 }
 
 fn millis(time: Duration) -> u64 {

@@ -326,7 +326,7 @@ fn threshold_status(
     let why = held.map(|held| held.why);
     ThresholdStatus {
         rule: looked.text.to_owned(),
-        state: state_word(looked.reading, why, cooldown_remaining_ms.is_some()).to_owned(),
+        state: state_word(looked.reading, why, cooldown_remaining_ms.is_some()).into(),
         last_value: looked.reading.shown,
         window: Some(WindowStatus {
             breaching: looked.reading.breaches,

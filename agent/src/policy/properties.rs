@@ -393,7 +393,7 @@ proptest! {
                 let fired_up = decision.thresholds.iter().zip(&policy.rules).any(|(status, rule)| {
                     rule.resource() == axis
                         && rule.to_string().contains(": +")
-                        && matches!(status.state.as_str(), "fired" | "held")
+                        && matches!(&*status.state, "fired" | "held")
                 });
                 let shrinks = wish.direction == Direction::Shrink;
                 prop_assert!(!(fired_up && shrinks), "at {}: {decision:?}", look.now_ms);

@@ -114,7 +114,7 @@ fn states(decision: &Decision) -> Vec<&str> {
     decision
         .thresholds
         .iter()
-        .map(|threshold| threshold.state.as_str())
+        .map(|threshold| &*threshold.state)
         .collect()
 }
 

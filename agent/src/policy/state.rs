@@ -58,6 +58,10 @@ impl PolicyState {
     }
 
     pub(super) fn rule_mut(&mut self, text: &str) -> &mut RuleState {
+        // Asked for at each look: only the first time there is something to be made.
+        if !self.rules.contains_key(text) {
+            self.rules.insert(text.to_owned(), RuleState::default());
+        }
         self.rules.entry(text.to_owned()).or_default()
     }
 

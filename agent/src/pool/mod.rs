@@ -28,6 +28,7 @@ use std::time::{Duration, Instant};
 
 use self::epoll::Epoll;
 pub use self::epoll::Interest;
+use crate::clock::ThreadCpu;
 use crate::poll::Wakeup;
 
 /// So much later than it asked for a job may run, so that those that are due one after the other run
@@ -53,6 +54,9 @@ pub trait Job: Send {
     /// Runs once. `events`: what has happened since the last run, by the kinds of [`Watched::watch`];
     /// 0: it is time. Gives the time of the next run; `None`: only an event makes it run.
     fn run(&mut self, events: Events, watched: &Watched<'_>) -> Option<Instant>;
+
+    /// After each run: the CPU time that it took, with its share of the pool's own.
+    fn took(&self, _cpu: Duration) {}
 }
 
 /// What has happened since a job ran last.
@@ -330,6 +334,7 @@ impl Shared {
 
     /// A worker's thread.
     fn work(self: Arc<Self>) {
+        let mut cpu = ThreadCpu::begin();
         let mut state = self.state();
         loop {
             let Some((since, id)) = state.ready.pop_front() else {
@@ -364,6 +369,7 @@ impl Shared {
             };
             let next = job.run(events, &watched);
             running.end();
+            job.took(cpu.lap());
             state = self.state();
             if state.closed {
                 state.workers -= 1;

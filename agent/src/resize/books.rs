@@ -89,8 +89,8 @@ pub trait Books: Debug + Send + Sync {
         Vec::new()
     }
 
-    /// What the instance needs of an axis; `None`: unknown.
-    fn need(&self, _axis: Axis, _need: Option<Need>) {}
+    /// What the instance needs of each axis; `None`: unknown.
+    fn need(&self, _needs: [(Axis, Option<Need>); 2]) {}
 
     /// Its rules do not want an axis to grow at this moment.
     fn content(&self, _axis: Axis) {}

@@ -53,6 +53,11 @@ impl Total {
         let before = std::mem::replace(&mut self.0, now);
         now?.checked_sub(before?)
     }
+
+    /// Whether the next value has one to be compared with.
+    pub fn is_known(&self) -> bool {
+        self.0.is_some()
+    }
 }
 
 #[cfg(test)]

@@ -56,6 +56,8 @@ pub struct Sampler {
     pressures: Vec<(Metric, CounterFile, Total)>,
     memory_events: CounterFile,
     braked: [Total; 2],
+    /// Microseconds of waiting for memory since the look before; `None`: unknown.
+    memory_waited_us: Option<u64>,
     oom_kills: Total,
     alloc_stalls: Total,
     looked: Option<Instant>,
@@ -90,6 +92,7 @@ impl Sampler {
                 .collect(),
             memory_events: CounterFile::new(&group.join("memory.events")),
             braked: [Total::default(); 2],
+            memory_waited_us: None,
             oom_kills: Total::default(),
             alloc_stalls: Total::default(),
             looked: None,
@@ -189,7 +192,13 @@ impl Sampler {
 
     /// How often the cgroup's brake or ceiling was met since the last call: the vmm takes more than
     /// its instance was promised. `None`: unknown.
+    ///
+    /// Who meets them waits for memory in the kernel's eyes (`reclaim_high` and `try_charge_memcg` of its
+    /// mm/memcontrol.c tell PSI): where nobody has waited since the look before, nobody has met them.
     pub fn look_at_ceiling(&mut self) -> Option<u64> {
+        if self.memory_waited_us == Some(0) && self.braked.iter().all(|total| total.is_known()) {
+            return Some(0);
+        }
         let text = self.memory_events.read(&mut self.buffer);
         let [high, max] = &mut self.braked;
         let high = high.advance(text.and_then(|text| flat_value(text, "high")));
@@ -237,6 +246,9 @@ impl Sampler {
     ) {
         for (metric, file, total) in &mut self.pressures {
             let waited = total.advance(file.read(&mut self.buffer).and_then(parse_some_total));
+            if *metric == Metric::MemoryPressure {
+                self.memory_waited_us = waited;
+            }
             if let Some(waited_us) = waited.filter(|_| !passed.is_zero()) {
                 let value = percent(waited_us as f64, passed.as_micros() as f64);
                 samples.insert(
@@ -417,6 +429,31 @@ mod tests {
         fs::write(&events, "low 0\nhigh 7\nmax 2\noom 0\noom_kill 0\n").unwrap();
         assert_eq!(sampler.look_at_ceiling(), Some(3));
         assert_eq!(sampler.look_at_ceiling(), Some(0));
+    }
+
+    #[test]
+    fn the_ceiling_is_not_looked_at_where_nobody_has_waited_for_memory() {
+        let fake = Fake::new();
+        let events = fake.0.path().join("memory.events");
+        let met = |times: u64| fs::write(&events, format!("high {times}\nmax 0\n")).unwrap();
+        met(0);
+        let mut sampler = fake.sampler();
+        sampler.rebase();
+        assert_eq!(sampler.look_at_ceiling(), None, "the first of its numbers");
+        let mut look = |waited_ms: u64| {
+            fake.group(0, waited_ms);
+            sampler.rebase();
+            sampler.look_at_ceiling()
+        };
+        assert_eq!(look(0), Some(0));
+        met(2);
+        assert_eq!(look(1), Some(2));
+        assert_eq!(look(1), Some(0));
+        // Pressure that is unknown says nothing about it.
+        met(3);
+        fs::write(fake.0.path().join("memory.pressure"), "rubbish").unwrap();
+        sampler.rebase();
+        assert_eq!(sampler.look_at_ceiling(), Some(1));
     }
 
     #[test]

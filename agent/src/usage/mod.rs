@@ -24,6 +24,8 @@ pub use log::{TICK, UsageLog};
 pub use meter::{Held, Meter};
 pub use totals::{Totals, total};
 
+use std::sync::Arc;
+
 use concertina_api::{Bytes, Cpus};
 use serde::{Deserialize, Serialize};
 
@@ -56,7 +58,7 @@ pub struct UsageRecord {
     /// Wall clock at its end, RFC 3339: a label.
     pub time: String,
     /// Boot of the host that the times below belong to.
-    pub boot: String,
+    pub boot: Arc<str>,
     /// Beginning and end on the host's monotonic clock, in milliseconds.
     pub from_ms: u64,
     /// See `from_ms`.

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
 use concertina_agent::control::{ClientConfig, ControlClient, Identity, JoinWords, join};
-use concertina_agent::host::config::Config;
+use concertina_agent::host::config::{Config, IMAGE_CACHE};
 use concertina_agent::host::placements::Placements;
 use concertina_agent::host::{Host, Setup};
+use concertina_api::Bytes;
 
 use super::images::DiskImages;
 use crate::failure::Usage;
@@ -51,6 +52,8 @@ pub struct Wish {
     pub address: Option<String>,
     /// Name that it joins by.
     pub name: String,
+    /// Room that images may take.
+    pub image_cache: Bytes,
 }
 
 impl Wish {
@@ -89,6 +92,7 @@ impl Wish {
             token: token.cloned(),
             address: address.cloned(),
             name: name.cloned().unwrap_or_else(own_name),
+            image_cache: config.control.image_cache.unwrap_or(IMAGE_CACHE),
         }))
     }
 
@@ -118,6 +122,7 @@ impl Wish {
         }
         Ok(Some(Joined {
             folder: self.folder,
+            image_cache: self.image_cache,
             identity,
         }))
     }
@@ -165,6 +170,7 @@ fn label(name: &str) -> String {
 #[derive(Debug)]
 pub struct Joined {
     folder: PathBuf,
+    image_cache: Bytes,
     identity: Identity,
 }
 
@@ -175,7 +181,8 @@ impl Joined {
         let images = DiskImages {
             cache: self.folder.join("boot"),
         };
-        let placements = Placements::open(Arc::clone(host), &self.folder, Box::new(images))
+        let most = self.image_cache;
+        let placements = Placements::open(Arc::clone(host), &self.folder, Box::new(images), most)
             .with_context(failed)?;
         let config = ClientConfig {
             folder: self.folder.clone(),

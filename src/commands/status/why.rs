@@ -302,7 +302,7 @@ impl RuleWhy {
         let needs = needs.unwrap_or_default();
         Self {
             rule: threshold.rule.clone(),
-            state: threshold.state.clone(),
+            state: threshold.state.to_string(),
             metric: rule.map(|rule| rule.metric().to_string()),
             value: threshold.last_value,
             would_make: rule

@@ -3,10 +3,12 @@
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 
 use concertina_control::client::{Client, ClientError};
 use concertina_control::http_method::Method;
 use serde_json::Value;
+use tokio::runtime::Runtime;
 
 use super::command::concertina_env;
 use super::instance::state_dir;
@@ -22,8 +24,44 @@ pub struct Cloud {
     process: Option<Child>,
     api: u16,
     agents: u16,
-    runtime: tokio::runtime::Runtime,
+    runtime: Arc<Runtime>,
     _shared: Shared,
+}
+
+/// Somebody who asks the API, from any thread and whether it is there or not.
+pub struct Asker {
+    client: Client,
+    runtime: Arc<Runtime>,
+}
+
+impl Asker {
+    /// One request.
+    pub fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Value, ClientError> {
+        self.runtime.block_on(self.client.send(method, path, body))
+    }
+
+    /// Asks for a launch until it is answered, in the same words each time; gives its id.
+    #[track_caller]
+    pub fn launch(&self, body: &Value) -> String {
+        until("the answer to a launch", BOOT_LIMIT, || {
+            match self.send(Method::POST, "/v1/instances", Some(body)) {
+                Ok(launched) => Some(launched["id"].as_str().expect("an id").to_owned()),
+                // It is not there; or it is, and its hosts are not back yet.
+                Err(ClientError::Unreachable { .. }) => None,
+                Err(ClientError::Problem { code, .. })
+                    if code == "no_capacity" || code == "busy" =>
+                {
+                    None
+                }
+                Err(other) => panic!("{other}"),
+            }
+        })
+    }
 }
 
 /// A port of loopback that nobody listens on.
@@ -43,7 +81,7 @@ impl Cloud {
             process: None,
             api: free_port(),
             agents: free_port(),
-            runtime: tokio::runtime::Runtime::new().expect("threads for requests"),
+            runtime: Arc::new(Runtime::new().expect("threads for requests")),
         };
         cloud.start_again();
         let key = std::fs::read_to_string(cloud.path("data/operator.key")).expect("a first key");
@@ -175,11 +213,20 @@ impl Cloud {
         path: &str,
         body: Option<&Value>,
     ) -> Result<Value, ClientError> {
+        self.asker(who).send(method, path, body)
+    }
+
+    /// Somebody who is logged in, as one who asks the API.
+    #[track_caller]
+    pub fn asker(&self, who: &str) -> Asker {
         let login = std::fs::read(self.path(who)).expect("a login");
         let login: Value = serde_json::from_slice(&login).expect("a login is JSON");
         let word = |field: &str| login[field].as_str().unwrap_or_default();
-        let client = Client::new(word("url"), word("key"), Some(word("authorities")))?;
-        self.runtime.block_on(client.send(method, path, body))
+        let client = Client::new(word("url"), word("key"), Some(word("authorities")));
+        Asker {
+            client: client.expect("a client of the API"),
+            runtime: Arc::clone(&self.runtime),
+        }
     }
 
     /// An instance as the API describes it.

@@ -188,17 +188,17 @@ fn unknown_needs_make_nobody_a_donor() {
         })
     };
     for absurd in [f64::NAN, f64::INFINITY, -1.0] {
-        books.need("a", Axis::Memory, need(absurd));
+        books.need("a", [(Axis::Cpus, None), (Axis::Memory, need(absurd))]);
         assert!(
             books.donations(Axis::Memory).donations.is_empty(),
             "{absurd}"
         );
     }
-    books.need("a", Axis::Memory, need(0.0));
+    books.need("a", [(Axis::Cpus, None), (Axis::Memory, need(0.0))]);
     let plan = books.donations(Axis::Memory);
     assert_eq!(plan.donations.len(), 1);
     assert!(plan.donations[0].to >= 300 << 20, "{plan:?}");
-    books.need("a", Axis::Memory, None);
+    books.need("a", [(Axis::Cpus, None), (Axis::Memory, None)]);
     assert!(books.donations(Axis::Memory).donations.is_empty());
 }
 

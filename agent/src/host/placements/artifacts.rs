@@ -1,21 +1,26 @@
 //! Parts of images, by their digest: each is fetched once, checked, and then shared by all instances.
 //!
 //! A file under its digest is whole and was checked: it gets that name last. What is half there has
-//! another name, and is removed by the next agent.
+//! another name, and is removed by the next agent. A file's time of change is when it was used last: where
+//! all of them take more room than they may, those that nobody uses go, the oldest first.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
 
+use concertina_api::Bytes;
 use concertina_api::link::Artifact;
 use sha2::{Digest, Sha256};
 
 use super::download;
 use super::lock_of;
 
+/// Unit of a file's size on its disk, stat(2).
+const BLOCK_BYTES: u64 = 512;
 /// How much is read at once; what is zeroes all over is left out of the file.
 const CHUNK_BYTES: usize = 64 << 10;
 
@@ -73,6 +78,9 @@ impl Artifacts {
             .metadata()
             .is_ok_and(|about| about.len() == artifact.size_bytes)
         {
+            // One whose time cannot be set goes sooner than it should, and is fetched again.
+            let opened = OpenOptions::new().write(true).open(&place);
+            let _ = opened.and_then(|file| file.set_modified(SystemTime::now()));
             return Ok(place);
         }
         let fresh = self.folder.join(format!("{}.new", artifact.sha256));
@@ -84,6 +92,40 @@ impl Artifacts {
             let _ = fs::remove_file(&fresh);
         }
         fetched.map(|()| place)
+    }
+
+    /// Removes parts until what is left takes at most `most`, or is used. `used`: digests of those that
+    /// somebody uses, or is about to; it is asked while nobody begins to use another one. `None`: that
+    /// is not known, and nothing is removed.
+    pub fn prune(&self, most: Bytes, used: impl FnOnce() -> Option<BTreeSet<String>>) {
+        let _nobody_begins = lock_of(&self.fetching);
+        let Some(used) = used() else { return };
+        let mut room = 0u64;
+        let mut unused = Vec::new();
+        for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
+            let Ok(about) = entry.metadata() else {
+                continue;
+            };
+            let takes = about.blocks().saturating_mul(BLOCK_BYTES);
+            room = room.saturating_add(takes);
+            let name = entry.file_name();
+            let is_used = name.to_str().is_none_or(|name| used.contains(name));
+            // What is being fetched has another name.
+            if !is_used && entry.path().extension().is_none() {
+                let last = about.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+                unused.push((last, takes, entry.path()));
+            }
+        }
+        unused.sort();
+        for (_, takes, path) in unused {
+            if room <= most.get() {
+                return;
+            }
+            match fs::remove_file(&path) {
+                Ok(()) => room = room.saturating_sub(takes),
+                Err(error) => eprintln!("concertina: The image {}: {error}", path.display()),
+            }
+        }
     }
 }
 
@@ -167,8 +209,6 @@ fn fill(source: &mut dyn Read, chunk: &mut [u8]) -> io::Result<usize> {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use std::os::unix::fs::MetadataExt;
-
     use super::*;
 
     /// A file as a part of an image.
@@ -203,6 +243,50 @@ pub(super) mod tests {
         assert_eq!(artifacts.fetch(&part).unwrap(), place);
         assert_eq!(fs::read_dir(&cache).unwrap().count(), 1);
         assert!(lock_of(&artifacts.fetching).is_empty());
+    }
+
+    #[test]
+    fn what_nobody_uses_goes_when_there_is_too_much_the_longest_unused_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = folder.path().join("cache");
+        fs::create_dir(&cache).unwrap();
+        let artifacts = Artifacts::open(cache.clone()).unwrap();
+        let parts: Vec<Artifact> = (1..=4u8)
+            .map(|number| {
+                let source = folder.path().join(number.to_string());
+                fs::write(&source, vec![number; 1 << 20]).unwrap();
+                artifact(&source)
+            })
+            .collect();
+        for (part, age_s) in parts.iter().zip([40, 30, 20, 10]) {
+            let place = artifacts.fetch(part).unwrap();
+            let then = SystemTime::now() - std::time::Duration::from_secs(age_s);
+            let file = OpenOptions::new().write(true).open(place).unwrap();
+            file.set_modified(then).unwrap();
+        }
+        fs::write(cache.join("half.new"), "").unwrap();
+        let there = || -> Vec<bool> {
+            let is_there = |part: &Artifact| cache.join(&part.sha256).exists();
+            parts.iter().map(is_there).collect()
+        };
+        let used = |which: &[usize]| {
+            let digests = which.iter().map(|number| parts[*number].sha256.clone());
+            Some(digests.collect::<BTreeSet<_>>())
+        };
+        artifacts.prune(Bytes::mib(8), || used(&[]));
+        artifacts.prune(Bytes(0), || None);
+        assert_eq!(
+            there(),
+            [true; 4],
+            "there is room; and who uses what is not known"
+        );
+        // Used a moment ago, so that the second is the oldest one that may go.
+        artifacts.fetch(&parts[0]).unwrap();
+        artifacts.prune(Bytes(3 << 20 | 64 << 10), || used(&[]));
+        assert_eq!(there(), [true, false, true, true]);
+        artifacts.prune(Bytes(0), || used(&[2]));
+        assert_eq!(there(), [false, false, true, false], "what is used stays");
+        assert!(cache.join("half.new").exists(), "somebody fetches that");
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! From an order of the control plane to a guest that runs. On error nothing of it is left, but for a
 //! disk that was there before.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use concertina_api::disk::DiskSpec;
 use concertina_api::host::{ImageSource, LaunchRequest};
-use concertina_api::link::{ImageParts, LaunchOrder, Placement, Restart};
+use concertina_api::link::{Artifact, ImageParts, LaunchOrder, Placement, Restart};
 use concertina_api::net::NetWish;
 use concertina_api::policy::{self, Policy};
 
@@ -35,6 +36,7 @@ pub(super) fn launch(
         launched: false,
         owns_disk: !all.disks.path(&placement.id).exists(),
         restart: order.restart,
+        images: Some(digests(&order.image)),
         versions: [(1, policy_version)].into(),
     };
     all.notes.write(placement, &note).map_err(noted)?;
@@ -42,16 +44,33 @@ pub(super) fn launch(
     // Its launch has copied it.
     let _ = std::fs::remove_file(all.disks.seed_path(&placement.name()));
     if let Err(why) = launched {
-        return Err(undo(all, placement, note.owns_disk, why));
+        let why = undo(all, placement, note.owns_disk, why);
+        all.prune();
+        return Err(why);
     }
     note.launched = true;
+    if matches!(order.image, ImageParts::Disk { .. }) {
+        // It has its own copy.
+        note.images = Some(BTreeSet::new());
+    }
     // Not fatal: an instance that is there tells the next agent that it was launched.
     if let Err(error) = all.notes.write(placement, &note) {
         eprintln!("concertina: The note of {}: {error}", placement.name());
     }
     let kept = all.keep(placement, note);
     all.kept().insert(placement.clone(), kept);
+    all.prune();
     Ok(())
+}
+
+/// The parts of an image.
+fn digests(image: &ImageParts) -> BTreeSet<String> {
+    let parts = match image {
+        ImageParts::Kernel { kernel, initrd, .. } => [Some(kernel), initrd.as_ref()],
+        ImageParts::Disk { disk } => [Some(disk), None],
+    };
+    let digest = |part: &Artifact| part.sha256.clone();
+    parts.into_iter().flatten().map(digest).collect()
 }
 
 /// Takes a launch back; says also what could not be removed.

@@ -111,6 +111,8 @@ pub struct Placements {
     images: Box<dyn GuestImages>,
     notes: Notes,
     artifacts: Artifacts,
+    /// Room that images may take.
+    images_most: Bytes,
     disks: Disks,
     kept: Mutex<BTreeMap<Placement, Kept>>,
     looker: Looker,
@@ -126,6 +128,7 @@ impl std::fmt::Debug for Placements {
 
 impl Placements {
     /// Opens the folder of images, disks and notes, and takes back launches that an agent died over.
+    /// Images that no instance uses are removed where all of them take more room than `images_most`.
     ///
     /// # Errors
     /// The folder cannot be used.
@@ -133,6 +136,7 @@ impl Placements {
         host: Arc<Host>,
         folder: &Path,
         images: Box<dyn GuestImages>,
+        images_most: Bytes,
     ) -> io::Result<Arc<Self>> {
         let make = |name: &str| {
             let path = folder.join(name);
@@ -143,6 +147,7 @@ impl Placements {
         let placements = Arc::new(Self {
             notes: Notes::new(make("placements")?),
             artifacts: Artifacts::open(make("images")?)?,
+            images_most,
             disks: Disks::open(make("disks")?)?,
             host,
             images,
@@ -150,8 +155,15 @@ impl Placements {
             looker: Looker::default(),
         });
         placements.recover()?;
+        placements.prune();
         looker::start(&placements)?;
         Ok(placements)
+    }
+
+    /// Makes room where images take too much of it.
+    fn prune(&self) {
+        self.artifacts
+            .prune(self.images_most, || self.notes.images());
     }
 
     /// Ends its own thread. Instances run on.
@@ -375,6 +387,7 @@ impl crate::control::Host for Placements {
         }
         self.notes.remove(placement).map_err(said)?;
         self.kept().remove(placement);
+        self.prune();
         Ok(())
     }
 

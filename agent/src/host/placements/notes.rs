@@ -1,7 +1,7 @@
 //! What the control plane alone knows of a placement, in one small file each: it has to be known to the
 //! next agent as well.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::PathBuf;
@@ -22,6 +22,8 @@ pub(super) struct Note {
     pub owns_disk: bool,
     /// When it has ended by an error.
     pub restart: Restart,
+    /// Digests of the parts of images that it boots from, or is made from at this moment; `None`: not known.
+    pub images: Option<BTreeSet<String>>,
     /// Versions of its policy: the host counts from 1 for each launch, the control plane goes on.
     pub versions: BTreeMap<u64, u64>,
 }
@@ -73,6 +75,15 @@ impl Notes {
             }
         }
         Ok(notes)
+    }
+
+    /// Digests of all parts of images that are used; `None`: one note does not say, or cannot be read.
+    pub fn images(&self) -> Option<BTreeSet<String>> {
+        let mut all = BTreeSet::new();
+        for (_, note) in self.all().ok()? {
+            all.extend(note.images?);
+        }
+        Some(all)
     }
 
     /// Writes a note in one step.

@@ -50,7 +50,7 @@ fn folder(bench: &Bench) -> PathBuf {
 fn site(bench: &Bench) -> Site {
     let agent = bench.agent();
     let images = Box::new(FakeImages(bench.kernel()));
-    let all = Placements::open(Arc::clone(agent.host()), &folder(bench), images).unwrap();
+    let all = Placements::open(Arc::clone(agent.host()), &folder(bench), images, Bytes(0)).unwrap();
     Site { agent, all }
 }
 
@@ -227,6 +227,36 @@ fn a_disk_belongs_to_the_instance_and_goes_on_with_its_next_placement() {
     here.all.stop(&next, true, 1000).unwrap();
     here.all.remove(&next, true).unwrap();
     assert_eq!(files_left(&bench), Vec::<PathBuf>::new());
+    here.leave();
+}
+
+#[test]
+fn images_stay_as_long_as_an_instance_boots_from_them() {
+    let bench = bench("obey");
+    let here = site(&bench);
+    let images = folder(&bench).join("images");
+    let count = || fs::read_dir(&images).unwrap().count();
+    let kernel = placement(1);
+    let disk = Placement {
+        id: format!("i-{}", "1".repeat(26)),
+        generation: 1,
+    };
+    here.all.launch(&kernel, &of_kernel(&bench), 1).unwrap();
+    let parts = count();
+    assert!(parts > 0);
+    // An instance with a disk has a copy of its own.
+    here.all
+        .launch(&disk, &of_disk(&bench, b"a disk"), 1)
+        .unwrap();
+    assert_eq!(count(), parts);
+    here.all.stop(&kernel, true, 5000).unwrap();
+    here.leave();
+    let here = site(&bench);
+    assert_eq!(count(), parts, "one that has stopped may start again");
+    here.all.remove(&kernel, true).unwrap();
+    assert_eq!(count(), 0);
+    here.all.stop(&disk, true, 5000).unwrap();
+    here.all.remove(&disk, true).unwrap();
     here.leave();
 }
 

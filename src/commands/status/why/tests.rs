@@ -16,7 +16,7 @@ fn threshold(
 ) -> ThresholdStatus {
     ThresholdStatus {
         rule: rule.into(),
-        state: state.into(),
+        state: state.to_owned().into(),
         last_value: value,
         window: Some(WindowStatus {
             breaching,
