@@ -271,6 +271,9 @@ pub struct GuestStatus {
     pub cpus_online: Option<u32>,
     /// Processors that the guest has.
     pub cpus_present: Option<u32>,
+    /// Whether a hook of the guest is asked before a shrink; absent: it does not say.
+    #[serde(default)]
+    pub shrink_hooks: Option<bool>,
     /// Numbers of the guest's programs, without the `custom.` before their names.
     pub custom: BTreeMap<String, f64>,
     /// Lines that were no messages, since launch.

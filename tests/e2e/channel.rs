@@ -55,6 +55,7 @@ fn rules_follow_the_guests_own_numbers_and_hooks_have_a_say() {
 
     // A hook refuses a shrink; nothing has changed on either side.
     write_hook(&mut shell, "before-shrink", "echo backup runs; exit 1");
+    guest_says(&instance, "it has a hook", |g| g["shrink_hooks"] == true);
     instance.resize_applied(&["--memory", "512M"]);
     for size in [["--memory", "256M"], ["--cpus", "1"]] {
         let report = instance.resize(&size);

@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 use concertina_api::instance::GuestStatus;
 use concertina_api::policy::Axis;
 use concertina_guest::channel::{
-    self, Answer, AnswerOutcome, Change, ChangeAxis, FromGuest, Moment, ToGuest,
+    self, Answer, AnswerOutcome, Change, ChangeAxis, FromGuest, Hooks, Moment, ToGuest,
 };
 
 use crate::policy::{Observations, Sample};
@@ -71,6 +71,8 @@ struct State {
     connected: bool,
     /// The last report and when it came.
     last: Option<(Instant, Reading)>,
+    /// Which hooks the guest has; `None`: it has not said so.
+    hooks: Option<Hooks>,
     /// When an urgent report has last woken the watch job.
     alarmed: Option<Instant>,
     outbox: VecDeque<Vec<u8>>,
@@ -169,7 +171,9 @@ impl Channel {
     pub fn status(&self) -> Option<GuestStatus> {
         let state = self.shared.state();
         let (arrived, reading) = state.last.as_ref()?;
-        Some(reading.status(arrived.elapsed(), state.bad_lines))
+        let mut status = reading.status(arrived.elapsed(), state.bad_lines);
+        status.shrink_hooks = state.hooks.map(|hooks| hooks.before_shrink);
+        Some(status)
     }
 
     /// Asks the guest to end itself cleanly; lost when it does not listen.
@@ -181,7 +185,8 @@ impl Channel {
         self.shared.post(&mut self.shared.state(), &message);
     }
 
-    /// Posts a change; gives its number, or `None` when the guest is silent.
+    /// Posts a change; gives its number, or `None` when the guest is silent, or has said that it runs
+    /// nothing then.
     fn post_change(
         &self,
         moment: Moment,
@@ -194,7 +199,12 @@ impl Channel {
             .last
             .as_ref()
             .is_some_and(|last| last.0.elapsed() <= FRESH);
-        if !state.connected || !fresh {
+        let nothing_runs = state.hooks.is_some_and(|hooks| match moment {
+            Moment::BeforeShrink => !hooks.before_shrink,
+            Moment::AfterGrow => !hooks.after_grow,
+            Moment::Unknown => false,
+        });
+        if !state.connected || !fresh || nothing_runs {
             return None;
         }
         state.last_id += 1;
@@ -289,6 +299,7 @@ impl Shared {
         let mut state = self.state();
         state.connected = connected;
         state.last = None;
+        state.hooks = None;
         state.outbox.clear();
         drop(state);
         self.answered.notify_all();
@@ -307,6 +318,7 @@ impl Shared {
             *place = Some(answer);
             self.answered.notify_all();
         }
+        state.hooks = message.hooks.or(state.hooks);
         if let Some(report) = message.report {
             let now = Instant::now();
             let rested = |at: Instant| now.duration_since(at) >= ALARM_PAUSE;

@@ -99,6 +99,7 @@ impl Reading {
             root_total: self.root.map(|r| Bytes(r.1)),
             cpus_online: self.cpus.map(|c| c.0),
             cpus_present: self.cpus.map(|c| c.1),
+            shrink_hooks: None,
             custom: self.custom.clone(),
             bad_lines,
         }

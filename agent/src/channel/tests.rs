@@ -100,6 +100,19 @@ impl Guest {
             .unwrap();
     }
 
+    fn hooks(&mut self, before_shrink: bool, after_grow: bool) {
+        let message = FromGuest {
+            hooks: Some(Hooks {
+                before_shrink,
+                after_grow,
+            }),
+            ..FromGuest::default()
+        };
+        self.stream
+            .write_all(&channel::encode(&message).unwrap())
+            .unwrap();
+    }
+
     fn answer(&mut self, id: u64, outcome: AnswerOutcome, reason: &str) {
         let message = FromGuest {
             answer: Some(Answer {
@@ -394,6 +407,21 @@ fn hooks_may_refuse_a_shrink_and_say_why() {
 
     bench.channel.after_grow(Axis::Cpus, 1000, 2000);
     assert_eq!(guest.hear().change.unwrap().moment, Moment::AfterGrow);
+
+    // A guest that has none is not asked; one that has some of one kind is asked at that moment only.
+    let says = |guest: &mut Guest, before_shrink| {
+        guest.hooks(before_shrink, false);
+        until(|| bench.channel.status().unwrap().shrink_hooks == Some(before_shrink));
+    };
+    says(&mut guest, false);
+    assert_eq!(ask(&bench, Duration::from_secs(4)).join().unwrap().0, None);
+    bench.channel.after_grow(Axis::Cpus, 1000, 2000);
+    says(&mut guest, true);
+    let asked = ask(&bench, Duration::from_secs(4));
+    let change = guest.hear().change.unwrap();
+    assert_eq!(change.moment, Moment::BeforeShrink);
+    guest.answer(change.id, AnswerOutcome::Vetoed, "busy");
+    assert!(asked.join().unwrap().0.is_some());
     bench.channel.power_off();
     assert!(guest.hear().power_off);
 }

@@ -336,6 +336,13 @@ impl Resizer {
         let limits = self.change_rates(order, wish, &timeline);
         drop(io_turn);
         let (cpu, memory) = thread::scope(|scope| {
+            // Where it is the only one nobody has to wait for it in another thread.
+            if let (Some(target), None) = (order.cpus, order.memory) {
+                return (
+                    Some(Ok(self.change_cpus(target, run, timeline.clone()))),
+                    None,
+                );
+            }
             let cpu = order.cpus.map(|target| {
                 let timeline = timeline.clone();
                 thread::Builder::new()

@@ -6,8 +6,8 @@
 //! Both begin with `hello`, and then speak the lower of the two versions.
 //!
 //! ```text
-//! guest ──hello, report, report (urgent), … , answer──► host
-//! guest ◄──hello, change, … , power_off─────────────── host
+//! guest ──hello, hooks, report, report (urgent), … , answer──► host
+//! guest ◄──hello, change, … , power_off────────────────────── host
 //! ```
 //! The host trusts nothing of it: see the agent's side.
 
@@ -41,9 +41,23 @@ pub struct FromGuest {
     /// How the guest is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub report: Option<Report>,
+    /// Which hooks there are, when that has changed, and after `hello`. A guest that has never said so is
+    /// asked before each change.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hooks: Option<Hooks>,
     /// How a [`Change`] was taken.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub answer: Option<Answer>,
+}
+
+/// Which hooks there are: nobody has to wait for the answer of one that is not there.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Hooks {
+    /// Some run before the guest gets smaller.
+    pub before_shrink: bool,
+    /// Some run after the guest has got larger.
+    pub after_grow: bool,
 }
 
 /// Who speaks.

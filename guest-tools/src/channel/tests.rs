@@ -57,14 +57,20 @@ fn from_guest() -> impl Strategy<Value = FromGuest> {
                 reason,
             }
         });
+    let hooks = any::<(bool, bool)>().prop_map(|(before_shrink, after_grow)| Hooks {
+        before_shrink,
+        after_grow,
+    });
     (
         prop::option::of(hello),
         prop::option::of(report()),
+        prop::option::of(hooks),
         prop::option::of(answer),
     )
-        .prop_map(|(hello, report, answer)| FromGuest {
+        .prop_map(|(hello, report, hooks, answer)| FromGuest {
             hello,
             report,
+            hooks,
             answer,
         })
 }

@@ -3,6 +3,7 @@
 //! Everything unsafe of the guest program is in this file and below it, apart from `pre_exec` in
 //! `console`.
 
+pub mod inotify;
 pub mod vsock;
 
 use std::ffi::CStr;

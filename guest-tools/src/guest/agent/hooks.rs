@@ -2,16 +2,17 @@
 
 use std::fs;
 use std::io::Read;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use concertina_guest::channel::{Answer, AnswerOutcome, Change, ChangeAxis, Moment};
+use concertina_guest::channel::{Answer, AnswerOutcome, Change, ChangeAxis, Hooks, Moment};
 
 use crate::guest::sys;
+use crate::guest::sys::inotify::Inotify;
 
 const FOLDER: &str = "/etc/concertina/hooks";
 /// Longest time for all hooks of a change, whatever the host says.
@@ -20,6 +21,64 @@ const LONGEST: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(20);
 /// Most bytes of what a hook prints that become its reason.
 const REASON_BYTES: usize = 200;
+
+/// Tells which hooks there are when that changes. The folders need not be there.
+pub struct HookWatch {
+    inotify: Inotify,
+    folder: PathBuf,
+    said: Option<Hooks>,
+}
+
+impl HookWatch {
+    /// `None`: the kernel does not tell, and so the host is not told either.
+    pub fn open() -> Option<Self> {
+        Self::over(Path::new(FOLDER))
+    }
+
+    fn over(folder: &Path) -> Option<Self> {
+        let inotify = Inotify::new().ok()?;
+        Some(Self {
+            inotify,
+            folder: folder.to_owned(),
+            said: None,
+        })
+    }
+
+    /// A host that has just connected was told nothing.
+    pub fn forget(&mut self) {
+        self.said = None;
+    }
+
+    /// Which hooks there are, when that is not what was said last. To be called at first, and each time
+    /// that the descriptor is readable.
+    pub fn news(&mut self) -> Option<Hooks> {
+        self.inotify.clear();
+        // Each folder on the way there may come, and be another one than before. They are looked into after
+        // they are watched, so that nothing is missed in between.
+        let folders =
+            [Moment::BeforeShrink, Moment::AfterGrow].map(|at| folder_of(&self.folder, at));
+        for folder in folders.iter().flatten() {
+            let mut up: Vec<&Path> = folder.ancestors().filter(|path| path.exists()).collect();
+            // The root is always there.
+            up.pop();
+            for path in up {
+                let _ = self.inotify.watch(path);
+            }
+        }
+        let there = |moment| !hooks(&self.folder, moment).is_empty();
+        let hooks = Hooks {
+            before_shrink: there(Moment::BeforeShrink),
+            after_grow: there(Moment::AfterGrow),
+        };
+        (self.said.replace(hooks) != Some(hooks)).then_some(hooks)
+    }
+}
+
+impl AsRawFd for HookWatch {
+    fn as_raw_fd(&self) -> RawFd {
+        self.inotify.as_raw_fd()
+    }
+}
 
 /// Whether there is none to run for a change.
 pub fn none_for(change: &Change) -> bool {
@@ -56,12 +115,19 @@ fn run_in(folder: &Path, change: &Change) -> Answer {
     answer(AnswerOutcome::Done, None)
 }
 
+/// Where the hooks of a moment are.
+fn folder_of(folder: &Path, moment: Moment) -> Option<PathBuf> {
+    match moment {
+        Moment::BeforeShrink => Some(folder.join("before-shrink.d")),
+        Moment::AfterGrow => Some(folder.join("after-grow.d")),
+        Moment::Unknown => None,
+    }
+}
+
 /// The executables for a moment, by name.
 fn hooks(folder: &Path, moment: Moment) -> Vec<PathBuf> {
-    let folder = match moment {
-        Moment::BeforeShrink => folder.join("before-shrink.d"),
-        Moment::AfterGrow => folder.join("after-grow.d"),
-        Moment::Unknown => return Vec::new(),
+    let Some(folder) = folder_of(folder, moment) else {
+        return Vec::new();
     };
     let is_executable = |path: &PathBuf| {
         fs::metadata(path)
@@ -189,6 +255,46 @@ mod tests {
             };
             run_in(self.0.path(), &change)
         }
+    }
+
+    #[test]
+    fn what_hooks_there_are_is_said_when_it_changes() {
+        let temp = tempfile::tempdir().unwrap();
+        let folder = temp.path().join("concertina/hooks");
+        let mut watch = HookWatch::over(&folder).unwrap();
+        assert_eq!(watch.news(), Some(super::Hooks::default()));
+        assert_eq!(watch.news(), None);
+        let mut told = || {
+            let until = Instant::now() + Duration::from_secs(5);
+            while Instant::now() < until {
+                sys::wait_readable(&[watch.as_raw_fd()], Some(Duration::from_millis(100)));
+                if let Some(hooks) = watch.news() {
+                    return Some((hooks.before_shrink, hooks.after_grow));
+                }
+            }
+            None
+        };
+        let write = |name: &str, mode| {
+            let path = folder.join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, "#!/bin/sh\n").unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        };
+        write("before-shrink.d/10", 0o755);
+        assert_eq!(told(), Some((true, false)));
+        write("after-grow.d/10", 0o644);
+        fs::remove_file(folder.join("before-shrink.d/10")).unwrap();
+        assert_eq!(told(), Some((false, false)));
+        write("after-grow.d/10", 0o755);
+        assert_eq!(told(), Some((false, true)));
+        fs::rename(
+            folder.join("after-grow.d"),
+            folder.join("before-shrink.d/..x"),
+        )
+        .unwrap();
+        assert_eq!(told(), Some((false, false)));
+        watch.forget();
+        assert_eq!(watch.news(), Some(super::Hooks::default()));
     }
 
     #[test]

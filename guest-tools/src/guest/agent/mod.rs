@@ -27,6 +27,7 @@ use super::power;
 use super::sys::vsock::VsockSocket;
 use super::sys::{self, Ending};
 use gauges::Gauges;
+use hooks::HookWatch;
 use report::{Reporter, Triggers};
 
 pub use gauges::send as send_gauge;
@@ -75,6 +76,7 @@ pub fn run(options: &[&str]) -> Result<(), Problem> {
     let mut agent = Agent {
         gauges: Gauges::open(),
         triggers: Triggers::open(),
+        hooks: HookWatch::open(),
         reporter: Reporter::new(),
     };
     let mut pause = FIRST_PAUSE;
@@ -92,6 +94,7 @@ pub fn run(options: &[&str]) -> Result<(), Problem> {
 struct Agent {
     gauges: Gauges,
     triggers: Triggers,
+    hooks: Option<HookWatch>,
     reporter: Reporter,
 }
 
@@ -121,6 +124,17 @@ impl Agent {
         }
     }
 
+    /// Tells the host which hooks there are, when it does not know.
+    fn tell_hooks(&mut self, outbox: &Outbox) -> io::Result<()> {
+        match self.hooks.as_mut().and_then(HookWatch::news) {
+            None => Ok(()),
+            hooks => outbox.send(&FromGuest {
+                hooks,
+                ..FromGuest::default()
+            }),
+        }
+    }
+
     /// Speaks with a host until it has gone.
     fn serve(&mut self, socket: &VsockSocket) -> io::Result<()> {
         let outbox = Outbox(Arc::new(Mutex::new(socket.stream()?)));
@@ -131,6 +145,10 @@ impl Agent {
             }),
             ..FromGuest::default()
         })?;
+        if let Some(hooks) = &mut self.hooks {
+            hooks.forget();
+        }
+        self.tell_hooks(&outbox)?;
         let mut input = socket.stream()?;
         let mut lines = Lines::default();
         let mut period = USUAL_PERIOD;
@@ -142,9 +160,15 @@ impl Agent {
                 (socket.as_raw_fd(), libc::POLLIN),
                 (self.gauges.as_raw_fd(), libc::POLLIN),
             ];
+            // One that the kernel passes over is in the place of a watch that there is not.
+            let hooks = self.hooks.as_ref().map_or(-1, HookWatch::as_raw_fd);
+            files.push((hooks, libc::POLLIN));
             files.extend(self.triggers.files());
             let ready = sys::wait_for(&files, Some(due.saturating_duration_since(now)));
             self.gauges.receive();
+            if ready.get(2) == Some(&true) {
+                self.tell_hooks(&outbox)?;
+            }
             if ready.first() == Some(&true) {
                 let mut chunk = [0; 2048];
                 let got = input.read(&mut chunk)?;
@@ -160,7 +184,7 @@ impl Agent {
                 }
             }
             let now = Instant::now();
-            let stalled = ready.iter().skip(2).any(|ready| *ready);
+            let stalled = ready.iter().skip(3).any(|ready| *ready);
             let rested = reported.is_none_or(|at| now.duration_since(at) >= URGENT_PAUSE);
             if now >= due || (stalled && rested) {
                 reported = Some(now);
