@@ -10,6 +10,7 @@ use crate::support::{
     Image, Instance, Launch, MIB, STEP_LIMIT, Shell, Uplink, concertina, concertina_with, images,
     proc, until,
 };
+use crate::systemd;
 
 /// A distribution under systemd takes most of a minute in the nested host, and longer when the
 /// machine beneath it is busy.
@@ -54,6 +55,18 @@ mod distribution {
     #[test]
     fn debian_12_boots_from_its_disk_scales_and_keeps_what_it_writes() {
         boots_scales_and_keeps_what_it_writes("bookworm", "6.1");
+    }
+
+    /// In this room since it needs the same image.
+    #[test]
+    fn debian_12s_systemd_runs_the_agent_as_the_unit_says() {
+        systemd::the_unit_keeps_its_word(&image("bookworm-6.1"));
+    }
+
+    /// Run with `--matrix`.
+    #[test]
+    fn debian_13s_systemd_does_so() {
+        systemd::the_unit_keeps_its_word(&image("trixie-6.12"));
     }
 
     /// Run with `--matrix`.

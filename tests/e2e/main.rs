@@ -22,6 +22,7 @@ mod memory;
 mod net;
 mod permissions;
 mod quota;
+mod systemd;
 mod thresholds;
 mod top;
 mod vcpu;

@@ -50,12 +50,15 @@ impl Hierarchy {
         let mut parents = vec![mount.clone()];
         let own = own.map(|own| mount.join(own.strip_prefix("/").unwrap_or(own)));
         if let Some(own) = own.filter(|own| *own != mount && own.is_dir()) {
-            // A process that has moved itself aside before finds its delegated group above it.
-            let delegated = match own.file_name() {
-                Some(name) if name == AGENT_LEAF => own.parent().map(Path::to_owned),
-                _ => Some(own),
-            };
-            parents.extend(delegated);
+            // A process that has moved itself aside before, or that systemd has put there
+            // (DelegateSubgroup=), finds its delegated group above it: what is in that is ours alone,
+            // and the root of a host with systemd is systemd's.
+            match own.parent() {
+                Some(above) if own.file_name().is_some_and(|name| name == AGENT_LEAF) => {
+                    parents.insert(0, above.to_owned());
+                }
+                _ => parents.push(own),
+            }
         }
         Ok(Self { mount, parents })
     }
@@ -305,6 +308,17 @@ mod tests {
             let refused = all.limited_to(&path).unwrap_err().to_string();
             assert!(refused.contains("has to be a folder in"), "{refused}");
         }
+    }
+
+    #[test]
+    fn who_was_put_aside_in_a_delegated_group_uses_that_and_not_the_root() {
+        let temp = fake_tree("cpu memory pids");
+        let unit = temp.path().join("system.slice/concertina.service");
+        fs::create_dir_all(unit.join(AGENT_LEAF)).unwrap();
+        fs::write(unit.join("cgroup.controllers"), "cpu memory pids").unwrap();
+        let own = Path::new("/system.slice/concertina.service").join(AGENT_LEAF);
+        let tree = Hierarchy::at(temp.path().into(), Some(&own)).unwrap();
+        assert_eq!(tree.ensure_parent().unwrap(), unit.join("concertina"));
     }
 
     #[test]
