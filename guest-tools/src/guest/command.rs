@@ -109,7 +109,7 @@ fn online(options: &[&str]) -> Result<(), Problem> {
         [] => onliner::run(Voice::Verbose)
             .map_err(|error| Problem::Failed(format!("Cannot receive kernel events: {error}"))),
         ["--once"] => {
-            onliner::scan(Voice::Verbose);
+            onliner::scan_once(Voice::Verbose);
             Ok(())
         }
         [word, ..] => Err(unknown(word)),
