@@ -142,7 +142,14 @@ fn two_race_for_the_last_256_mib() {
         assert!(reason.contains(word), "{reason}");
     }
     assert_eq!(loser.status()["waiting"]["memory"], 512 * MIB);
-    assert_eq!(loser.vm().memory.plugged.get(), 256 * MIB);
+    // The winner has no need of all of it, and its host may ask it to give some back already: the loser is
+    // looked at first, so that what moves between the two looks only makes the sum smaller.
+    let (of_loser, of_winner) = (loser.vm().memory.plugged, winner.vm().memory.plugged);
+    assert!(of_loser.get() < 512 * MIB, "{of_loser}");
+    assert!(
+        of_loser.get() + of_winner.get() <= 768 * MIB,
+        "{of_loser} {of_winner}"
+    );
     winner.resize_applied(&["--memory", "256M"]);
     loser.wait_for_status("what it waited for", STEP_LIMIT, |status| {
         status["memory"]["plugged"] == 512 * MIB && status["waiting"].is_null()
