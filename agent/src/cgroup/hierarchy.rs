@@ -45,8 +45,7 @@ impl Hierarchy {
                 missing.join(", ")
             )));
         }
-        // The root first: below it the whole machine can be shared out. Then, for a delegated
-        // subtree, our own group.
+        // The root: below it the whole machine can be shared out. Where that is not ours, our own group.
         let mut parents = vec![mount.clone()];
         let own = own.map(|own| mount.join(own.strip_prefix("/").unwrap_or(own)));
         if let Some(own) = own.filter(|own| *own != mount && own.is_dir()) {

@@ -56,8 +56,9 @@ pub struct Sampler {
     pressures: Vec<(Metric, CounterFile, Total)>,
     memory_events: CounterFile,
     braked: [Total; 2],
-    /// Microseconds of waiting for memory since the look before; `None`: unknown.
-    memory_waited_us: Option<u64>,
+    /// Whether it is known that nobody has waited for memory since the ceiling was looked at; `None`: the
+    /// pressure was not looked at since then.
+    nobody_waited: Option<bool>,
     oom_kills: Total,
     alloc_stalls: Total,
     looked: Option<Instant>,
@@ -92,7 +93,7 @@ impl Sampler {
                 .collect(),
             memory_events: CounterFile::new(&group.join("memory.events")),
             braked: [Total::default(); 2],
-            memory_waited_us: None,
+            nobody_waited: None,
             oom_kills: Total::default(),
             alloc_stalls: Total::default(),
             looked: None,
@@ -194,9 +195,10 @@ impl Sampler {
     /// its instance was promised. `None`: unknown.
     ///
     /// Who meets them waits for memory in the kernel's eyes (`reclaim_high` and `try_charge_memcg` of its
-    /// mm/memcontrol.c tell PSI): where nobody has waited since the look before, nobody has met them.
+    /// mm/memcontrol.c tell PSI): where nobody has waited since the last call, nobody has met them.
     pub fn look_at_ceiling(&mut self) -> Option<u64> {
-        if self.memory_waited_us == Some(0) && self.braked.iter().all(|total| total.is_known()) {
+        let nobody_waited = self.nobody_waited.take() == Some(true);
+        if nobody_waited && self.braked.iter().all(|total| total.is_known()) {
             return Some(0);
         }
         let text = self.memory_events.read(&mut self.buffer);
@@ -247,7 +249,7 @@ impl Sampler {
         for (metric, file, total) in &mut self.pressures {
             let waited = total.advance(file.read(&mut self.buffer).and_then(parse_some_total));
             if *metric == Metric::MemoryPressure {
-                self.memory_waited_us = waited;
+                self.nobody_waited = Some(self.nobody_waited != Some(false) && waited == Some(0));
             }
             if let Some(waited_us) = waited.filter(|_| !passed.is_zero()) {
                 let value = percent(waited_us as f64, passed.as_micros() as f64);
@@ -449,8 +451,14 @@ mod tests {
         met(2);
         assert_eq!(look(1), Some(2));
         assert_eq!(look(1), Some(0));
-        // Pressure that is unknown says nothing about it.
+        // Who waited before the size changed was seen by the look that began afresh.
         met(3);
+        fake.group(0, 2);
+        sampler.rebase();
+        sampler.rebase();
+        assert_eq!(sampler.look_at_ceiling(), Some(1));
+        // Pressure that is unknown says nothing about it.
+        met(4);
         fs::write(fake.0.path().join("memory.pressure"), "rubbish").unwrap();
         sampler.rebase();
         assert_eq!(sampler.look_at_ceiling(), Some(1));
