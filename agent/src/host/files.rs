@@ -1,9 +1,8 @@
 //! The agent's own files in the state folder: a lock, so that there is one agent, and a record by which
 //! the commands find it. Their names have a dot, as no instance's name has.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -90,13 +89,10 @@ impl HostLock {
             .map_err(failed)?;
         let begun = Instant::now();
         loop {
-            // SAFETY: flock(2) on a descriptor that `file` keeps open; no memory is involved.
-            if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
-                return Ok(Self { _file: file });
-            }
-            let error = io::Error::last_os_error();
-            if error.kind() != io::ErrorKind::WouldBlock {
-                return Err(failed(error));
+            match file.try_lock() {
+                Ok(()) => return Ok(Self { _file: file }),
+                Err(TryLockError::WouldBlock) => {}
+                Err(TryLockError::Error(e)) => return Err(failed(e)),
             }
             if begun.elapsed() >= LOCK_PATIENCE {
                 break;

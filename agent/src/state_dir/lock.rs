@@ -4,9 +4,8 @@
 //! be removed between opening its lock file and locking it; whoever gets a lock therefore checks
 //! that the file is still the one at that path, and tries again otherwise.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 
 use super::{InstancePaths, StateError};
@@ -25,8 +24,16 @@ pub enum LockError {
 /// A name that is ours until this is dropped or the process dies.
 #[derive(Debug)]
 pub struct NameLock {
-    /// Held open: closing it releases the lock.
-    _file: File,
+    file: File,
+}
+
+impl Drop for NameLock {
+    /// Closing the file would not do: a child that another thread has just forked holds it open until it
+    /// executes its program, and the lock with it (flock(2)).
+    fn drop(&mut self) {
+        // That fails for a descriptor that is none, and the closing that follows is what is left then.
+        let _ = self.file.unlock();
+    }
 }
 
 impl NameLock {
@@ -50,21 +57,22 @@ impl NameLock {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
                 Err(e) => return Err(StateError::io("Opening", &paths.lock, e).into()),
             };
-            // SAFETY: flock(2) on a descriptor that `file` keeps open; no memory is involved.
-            if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } != 0 {
-                let error = io::Error::last_os_error();
-                if error.kind() != io::ErrorKind::WouldBlock {
-                    return Err(StateError::io("Locking", &paths.lock, error).into());
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => {
+                    let name = paths
+                        .dir
+                        .file_name()
+                        .map(|n| n.to_string_lossy().into_owned());
+                    return Err(LockError::InUse(name.unwrap_or_default()));
                 }
-                let name = paths
-                    .dir
-                    .file_name()
-                    .map(|n| n.to_string_lossy().into_owned());
-                return Err(LockError::InUse(name.unwrap_or_default()));
+                Err(TryLockError::Error(e)) => {
+                    return Err(StateError::io("Locking", &paths.lock, e).into());
+                }
             }
             let inode = |m: io::Result<fs::Metadata>| m.ok().map(|m| (m.dev(), m.ino()));
             if inode(file.metadata()) == inode(fs::metadata(&paths.lock)) {
-                return Ok(Self { _file: file });
+                return Ok(Self { file });
             }
         }
         let gone = io::Error::other("the folder was removed again and again by other starters");
@@ -87,6 +95,18 @@ mod tests {
         assert!(state.claim("db").is_ok());
         drop(held);
         assert!(state.claim("web").is_ok());
+    }
+
+    #[test]
+    fn a_name_is_free_although_a_forked_child_still_has_its_file() {
+        let temp = tempfile::tempdir().unwrap();
+        let state = StateDir::new(temp.path().join("state"));
+        let (held, _) = state.claim("web").unwrap();
+        // As a child has it between fork and exec.
+        let inherited = held.file.try_clone().unwrap();
+        drop(held);
+        assert!(state.claim("web").is_ok());
+        drop(inherited);
     }
 
     #[test]
