@@ -27,6 +27,10 @@ impl GuestImages for DiskImages {
         })
     }
 
+    fn forget(&self, image: &Path) -> Result<(), String> {
+        disk::forget(image, &self.cache).map_err(|error| error.to_string())
+    }
+
     fn seed(&self, words: &SeedWords) -> Result<Vec<u8>, String> {
         let mut ssh_keys = Vec::new();
         for text in &words.ssh_keys {

@@ -77,7 +77,7 @@ fn digests(image: &ImageParts) -> BTreeSet<String> {
 fn undo(all: &Placements, placement: &Placement, owns_disk: bool, why: String) -> String {
     let mut left = Ok(());
     if owns_disk {
-        left = all.disks.remove(&placement.id);
+        left = all.remove_disk(&placement.id);
     }
     // The note is the last one: as long as it is there, the next agent goes on with this.
     match left.and_then(|()| all.notes.remove(placement)) {

@@ -86,6 +86,12 @@ pub trait GuestImages: Send + Sync {
     /// There is none, or it cannot be read.
     fn boot(&self, disk: &Path) -> Result<DiskBoot, String>;
 
+    /// Removes what was taken out of a disk image, which is still there; there may be nothing.
+    ///
+    /// # Errors
+    /// It cannot be removed.
+    fn forget(&self, disk: &Path) -> Result<(), String>;
+
     /// Content of the disk from which a guest's cloud-init is configured.
     ///
     /// # Errors
@@ -166,6 +172,18 @@ impl Placements {
             .prune(self.images_most, || self.notes.images());
     }
 
+    /// Removes an instance's disk, if there is one, and what was taken out of it.
+    fn remove_disk(&self, id: &str) -> io::Result<()> {
+        let disk = self.disks.path(id);
+        if disk.exists()
+            && let Err(why) = self.images.forget(&disk)
+        {
+            // Found by its age some day, and no reason to keep the disk.
+            eprintln!("concertina: {why}");
+        }
+        self.disks.remove(id)
+    }
+
     /// Ends its own thread. Instances run on.
     pub fn end(&self) {
         self.looker.end();
@@ -185,7 +203,7 @@ impl Placements {
             if !note.launched {
                 // The agent's core has undone the rest of it.
                 if note.owns_disk {
-                    self.disks.remove(&placement.id)?;
+                    self.remove_disk(&placement.id)?;
                 }
                 self.notes.remove(&placement)?;
                 continue;
@@ -383,7 +401,7 @@ impl crate::control::Host for Placements {
             _ => {}
         }
         if with_disk {
-            self.disks.remove(&placement.id).map_err(said)?;
+            self.remove_disk(&placement.id).map_err(said)?;
         }
         self.notes.remove(placement).map_err(said)?;
         self.kept().remove(placement);

@@ -30,6 +30,11 @@ impl GuestImages for FakeImages {
         })
     }
 
+    fn forget(&self, disk: &Path) -> Result<(), String> {
+        assert!(disk.exists());
+        Ok(())
+    }
+
     fn seed(&self, words: &SeedWords) -> Result<Vec<u8>, String> {
         let mut disk = format!("{words:?}").into_bytes();
         disk.resize(1024, 0);

@@ -22,7 +22,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 pub use boot::{BootFile, Inspection, PartInfo, Root, inspect};
-pub use extract::{Extracted, extract};
+pub use extract::{Extracted, extract, forget};
 
 use super::error::ImageError;
 

@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, SystemTime};
 
 use proptest::prelude::*;
 
@@ -115,9 +116,48 @@ fn a_partition_is_found_behind_its_table_and_extracted() {
         fs::read(extracted.initrd.clone().unwrap()).unwrap(),
         b"initrd"
     );
-    // The same content is the same file; nothing else is left in the cache.
+    // The same image has the same files; nothing else is left in the cache.
+    let cached = || fs::read_dir(folder.path().join("boot")).unwrap().count();
     assert_eq!(extract(&found, folder.path()).unwrap(), extracted);
-    assert_eq!(fs::read_dir(folder.path().join("boot")).unwrap().count(), 2);
+    assert_eq!(cached(), 2);
+    // Whatever its guest makes its kernel.
+    let place = disk.windows(6).position(|bytes| bytes == b"kernel");
+    disk[place.unwrap()..][..6].copy_from_slice(b"Kernel");
+    fs::write(&path, &disk).unwrap();
+    assert_eq!(extract(&found, folder.path()).unwrap(), extracted);
+    assert_eq!(fs::read(&extracted.kernel).unwrap(), b"Kernel");
+    assert_eq!(cached(), 2);
+    forget(&path, folder.path()).unwrap();
+    assert_eq!(cached(), 0);
+    forget(&path, folder.path()).unwrap();
+}
+
+#[test]
+fn what_was_taken_out_of_an_image_long_ago_is_removed_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(filesystem) = make(&distribution(folder.path()), &[]) else {
+        return;
+    };
+    let path = folder.path().join("disk");
+    fs::write(&path, filesystem).unwrap();
+    let boot = folder.path().join("boot");
+    fs::create_dir(&boot).unwrap();
+    let day = Duration::from_secs(24 * 3600);
+    for (name, age) in [
+        ("kernel-old", 31),
+        (".copy-half", 31),
+        ("mine", 31),
+        ("initrd-new", 29),
+    ] {
+        let file = fs::File::create(boot.join(name)).unwrap();
+        file.set_modified(SystemTime::now() - age * day).unwrap();
+    }
+    extract(&inspect(&path).unwrap(), folder.path()).unwrap();
+    let there = |name: &str| boot.join(name).exists();
+    assert_eq!(
+        ["kernel-old", ".copy-half", "mine", "initrd-new"].map(there),
+        [false, false, true, true]
+    );
 }
 
 #[test]
