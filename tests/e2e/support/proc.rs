@@ -85,6 +85,28 @@ pub fn cgroup_file(folder: &Path, file: &str) -> String {
         .to_owned()
 }
 
+/// Processors' worth of time that all threads of a process take, over a while, those that begin and end
+/// meanwhile too. It is counted in clock ticks (10 ms).
+#[track_caller]
+pub fn cpus_used_by_all(pid: i32, over: Duration) -> f64 {
+    // SAFETY: sysconf(3) only reads a number.
+    let ticks_per_s = unsafe { libc::sysconf(libc::_SC_CLK_TCK) } as f64;
+    let path = format!("/proc/{pid}/stat");
+    let ticks = || -> u64 {
+        let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
+        // utime and stime, fields 14 and 15 of proc(5), of which two are before the name's end.
+        let fields = text.rsplit(')').next().unwrap_or_default();
+        let times = fields.split_whitespace().skip(11).take(2);
+        times
+            .map(|field| field.parse::<u64>().expect("a number of clock ticks"))
+            .sum()
+    };
+    let started = std::time::Instant::now();
+    let before = ticks();
+    std::thread::sleep(over);
+    (ticks() - before) as f64 / ticks_per_s / started.elapsed().as_secs_f64()
+}
+
 /// Processors' worth of time that the given threads of a process take, over a while.
 #[track_caller]
 pub fn cpus_used(pid: i32, tids: &[i32], over: Duration) -> f64 {
