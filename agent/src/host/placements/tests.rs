@@ -1,5 +1,7 @@
 //! Placements on an agent with fake vmm processes.
 
+use std::io;
+
 use concertina_api::link::{Artifact, ImageParts, Restart};
 use concertina_api::policy::PolicyBounds;
 use concertina_api::vm::Outcome;
@@ -13,6 +15,15 @@ use crate::state_dir::ProcessId;
 /// Disk images of which nobody looks at the content.
 struct FakeImages(PathBuf);
 
+impl FakeImages {
+    /// What is made of a disk at a start.
+    fn taken_out_of(&self, disk: &Path) -> PathBuf {
+        let folder = self.0.with_file_name("taken");
+        fs::create_dir_all(&folder).unwrap();
+        folder.join(disk.file_name().unwrap())
+    }
+}
+
 impl GuestImages for FakeImages {
     fn boot(&self, disk: &Path) -> Result<DiskBoot, String> {
         let kernel = self.0.clone();
@@ -22,6 +33,7 @@ impl GuestImages for FakeImages {
         {
             return Err("It has no kernel".into());
         }
+        fs::write(self.taken_out_of(disk), "kernel").unwrap();
         Ok(DiskBoot {
             initrd: None,
             arguments: "root=/dev/vda".into(),
@@ -32,7 +44,10 @@ impl GuestImages for FakeImages {
 
     fn forget(&self, disk: &Path) -> Result<(), String> {
         assert!(disk.exists());
-        Ok(())
+        match fs::remove_file(self.taken_out_of(disk)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.to_string()),
+            _ => Ok(()),
+        }
     }
 
     fn seed(&self, words: &SeedWords) -> Result<Vec<u8>, String> {
@@ -125,11 +140,15 @@ fn of_disk(bench: &Bench, content: &[u8]) -> LaunchOrder {
 
 /// Files below the placements' own folder, but for images, which are shared and stay.
 fn files_left(bench: &Bench) -> Vec<PathBuf> {
-    let of = |name: &str| {
-        let entries = fs::read_dir(folder(bench).join(name)).unwrap();
+    let of = |folder: PathBuf| {
+        let entries = fs::read_dir(folder).into_iter().flatten();
         entries.map(|entry| entry.unwrap().path())
     };
-    of("disks").chain(of("placements")).collect()
+    let folder = folder(bench);
+    of(folder.join("disks"))
+        .chain(of(folder.join("placements")))
+        .chain(of(folder.with_file_name("taken")))
+        .collect()
 }
 
 #[test]
@@ -228,6 +247,11 @@ fn a_disk_belongs_to_the_instance_and_goes_on_with_its_next_placement() {
         .launch(&next, &of_disk(&bench, b"system"), 1)
         .unwrap();
     here.all.remove(&first, false).unwrap();
+    assert_eq!(
+        files_left(&bench).len(),
+        3,
+        "its disk, its kernel, its note"
+    );
     assert!(fs::read(&disk).unwrap().starts_with(b"changed"));
     here.all.stop(&next, true, 1000).unwrap();
     here.all.remove(&next, true).unwrap();
@@ -355,7 +379,11 @@ fn what_an_agent_died_over_is_taken_back_and_what_it_had_launched_is_kept() {
         here.all.disks.path(&died.id).exists(),
         "it is the stopped one's"
     );
-    assert_eq!(files_left(&bench).len(), 2);
+    assert_eq!(
+        files_left(&bench).len(),
+        3,
+        "its disk, its kernel, its note"
+    );
     // The host was restarted: its state folder is empty, and what was stopped still has its disk.
     here.leave();
     fs::remove_dir_all(bench.state_dir().join(stopped.name())).unwrap();
