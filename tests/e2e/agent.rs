@@ -1,6 +1,5 @@
 //! The agent of a host: the commands talk to it, and it shares out what the host has.
 
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use concertina_api::counters::Counters;
@@ -178,7 +177,7 @@ fn a_vmm_that_is_killed_and_a_guest_that_panics_are_explained_and_started_again(
     let shell = web.shell();
     let vmm = web.vmm_pid();
     drop(shell);
-    kill("-KILL", vmm);
+    kill(libc::SIGKILL, vmm);
     let killed = Instant::now();
     let event = web.wait_for_event("the restart is told", STEP_LIMIT, |event| {
         event["event"] == "restarting"
@@ -216,7 +215,7 @@ fn a_vmm_that_hangs_holds_nobody_else_up() {
     let (hung, well) = (agent.launch(small("hung")), agent.launch(small("well")));
     let (_shell_a, _shell_b) = (hung.shell(), well.shell());
     let vmm = hung.vmm_pid();
-    kill("-STOP", vmm);
+    kill(libc::SIGSTOP, vmm);
     let asked = Instant::now();
     well.resize_applied(&["--memory", "512M"]);
     assert_eq!(agent.host().unwrap()["instances"], 2);
@@ -226,18 +225,12 @@ fn a_vmm_that_hangs_holds_nobody_else_up() {
         "{:?}",
         asked.elapsed()
     );
-    kill("-CONT", vmm);
+    kill(libc::SIGCONT, vmm);
     until("it answers again", STEP_LIMIT, || {
         (hung.resize(&["--memory", "512M"])["outcome"] == "applied").then_some(())
     });
 }
 
-fn kill(signal: &str, pid: i32) {
-    let killed = Command::new("kill")
-        .args([signal, &pid.to_string()])
-        .status();
-    assert!(
-        killed.is_ok_and(|status| status.success()),
-        "kill {signal} {pid}"
-    );
+fn kill(signal: i32, pid: i32) {
+    assert!(proc::signal(pid, signal), "kill -{signal} {pid}");
 }

@@ -382,9 +382,8 @@ impl Up {
 
     /// Ctrl-C; its exit status.
     fn end(mut self) -> Option<i32> {
-        let pid = self.child.id().to_string();
-        let asked = Command::new("kill").args(["-INT", &pid]).status();
-        assert!(asked.is_ok_and(|status| status.success()));
+        let pid = self.child.id().cast_signed();
+        assert!(proc::signal(pid, libc::SIGINT), "kill -INT {pid}");
         let status = until("the end of 'concertina up'", STEP_LIMIT, || {
             self.child.try_wait().expect("it can be waited for")
         });

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use crate::support::{BOOT_LIMIT, Image, STEP_LIMIT, Series, guest, until};
+use crate::support::{BOOT_LIMIT, Image, STEP_LIMIT, Series, guest, proc, until};
 
 /// systemd reaches its basic target in seconds; longer when the machine beneath is busy.
 const SYSTEMD_LIMIT: Duration = Duration::from_secs(120);
@@ -150,7 +150,7 @@ impl Machine {
 impl Drop for Machine {
     fn drop(&mut self) {
         // The first process of a PID namespace takes all others with it.
-        let _ = Command::new("kill").args(["-KILL", &self.init]).status();
+        proc::signal(self.init.parse().expect("a process id"), libc::SIGKILL);
         let _ = self.keeper.wait();
         let _ = Command::new("umount").arg("-l").arg(&self.root).status();
     }

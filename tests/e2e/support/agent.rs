@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::instance::state_dir;
-use super::{Finished, Instance, Launch, STEP_LIMIT, concertina, until};
+use super::{Finished, Instance, Launch, STEP_LIMIT, concertina, proc, until};
 
 /// A running agent, or one that was killed and may be started again.
 #[derive(Debug)]
@@ -76,12 +76,8 @@ impl Agent {
     #[track_caller]
     pub fn stop(&mut self) -> i32 {
         let mut child = self.child.take().expect("the agent runs");
-        let pid = child.id().to_string();
-        let asked = Command::new("kill").args(["-TERM", &pid]).status();
-        assert!(
-            asked.is_ok_and(|status| status.success()),
-            "kill -TERM {pid}"
-        );
+        let pid = child.id().cast_signed();
+        assert!(proc::signal(pid, libc::SIGTERM), "kill -TERM {pid}");
         let status = until("the agent's end", STEP_LIMIT, || {
             child.try_wait().expect("it can be waited for")
         });
@@ -135,10 +131,9 @@ impl Drop for Agent {
         {
             let record = fs::read(entry.path().join("instance.json")).unwrap_or_default();
             let record: Value = serde_json::from_slice(&record).unwrap_or_default();
-            if let (Some(pid), true) = (record["vmm"]["pid"].as_i64(), record["ending"].is_null()) {
-                let _ = Command::new("kill")
-                    .args(["-KILL", &pid.to_string()])
-                    .status();
+            let pid = record["vmm"]["pid"].as_i64();
+            if let (Some(pid), true) = (pid, record["ending"].is_null()) {
+                proc::signal(pid.try_into().expect("a process id"), libc::SIGKILL);
             }
         }
     }

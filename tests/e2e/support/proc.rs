@@ -51,6 +51,12 @@ pub fn exists(pid: i32) -> bool {
         .is_some_and(|state| state != 'Z')
 }
 
+/// Sends a signal; says whether the process was there to get it.
+pub fn signal(pid: i32, signal: i32) -> bool {
+    // SAFETY: kill(2) takes no pointers; the process is one that a scenario has started.
+    unsafe { libc::kill(pid, signal) == 0 }
+}
+
 /// Resident bytes of a process, from `smaps_rollup`.
 #[track_caller]
 pub fn resident_bytes(pid: i32) -> u64 {
