@@ -90,6 +90,31 @@ fn one_to_sixteen_and_back_twenty_times_leaks_no_thread() {
     }
 }
 
+/// Linux finds vCPUs by their status when it scans its ACPI tables, and starts them some time later: the
+/// deadline may come before, between, or after.
+#[test]
+fn a_deadline_in_the_middle_of_the_boot_takes_nothing_from_the_guest() {
+    for (name, timeout_ms) in [("early-a", 1000), ("early-b", 2500), ("early-c", 20_000)] {
+        let instance = Launch::new(name).cpus("1..3").start();
+        let size = |timeout_ms| VmResize {
+            vcpus: Some(3),
+            timeout_ms: Some(timeout_ms),
+            ..VmResize::default()
+        };
+        let first = instance.resize_vm(&size(timeout_ms));
+        let mut shell = instance.shell();
+        let report = instance.resize_vm(&size(60_000));
+        assert_eq!(report.outcome, Outcome::Applied, "{first:?} {report:?}");
+        until_online(&mut shell, 3);
+        for vcpu in 0..3 {
+            shell.run(&format!("taskset -c {vcpu} true"));
+        }
+        if timeout_ms == 20_000 {
+            assert_eq!(first.outcome, Outcome::Applied, "{first:?}");
+        }
+    }
+}
+
 /// The host knows that a vCPU was started a moment before the guest lists it.
 #[track_caller]
 fn until_online(shell: &mut Shell, vcpus: u32) {

@@ -78,14 +78,18 @@ fn file_error(what: &'static str, path: &Path, problem: String) -> LaunchError {
 
 /// Opens a regular file and gives its size.
 fn open_regular(what: &'static str, path: &Path) -> Result<(File, u64), LaunchError> {
-    let open = || -> io::Result<(File, std::fs::Metadata)> {
+    let open = || -> io::Result<Option<(File, u64)>> {
+        // Before it is opened: that waits for ever where it is a pipe that nobody writes to.
+        if !std::fs::metadata(path)?.is_file() {
+            return Ok(None);
+        }
         let file = File::open(path)?;
-        let meta = file.metadata()?;
-        Ok((file, meta))
+        let len = file.metadata()?.len();
+        Ok(Some((file, len)))
     };
     match open() {
-        Ok((file, meta)) if meta.is_file() => Ok((file, meta.len())),
-        Ok(_) => Err(file_error(what, path, "is not a regular file".into())),
+        Ok(Some(opened)) => Ok(opened),
+        Ok(None) => Err(file_error(what, path, "is not a regular file".into())),
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             Err(file_error(what, path, "does not exist".into()))
         }

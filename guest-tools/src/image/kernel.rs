@@ -6,6 +6,7 @@
 
 use std::cmp::Ordering;
 use std::fs::{self, File};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -25,6 +26,9 @@ const VERSION_OFFSET: usize = 0x20e;
 const VERSION_BASE: usize = 0x200;
 /// What precedes the release in a running kernel's log, and in its image.
 const BANNER: &[u8] = b"Linux version ";
+
+/// Bytes after which a kernel is read no further: the largest, with all of their symbols, have half of that.
+const READ_LIMIT: u64 = 1 << 30;
 
 /// What is asked of the kernel.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -79,12 +83,23 @@ pub fn default_kernel(
 /// The modules that belong to a kernel image (bzImage or vmlinux): those of its release on this host,
 /// or beside it in an unpacked package. `None` when there are none, or it is no kernel.
 pub fn modules_of(image: &Path) -> Option<PathBuf> {
-    let release = release_of(&fs::read(image).ok()?)?;
+    let release = release_of(&read(image)?)?;
     let beside = image.canonicalize().ok()?;
     let package = beside.parent().and_then(Path::parent);
     package
         .and_then(|package| module_folder(package, &release))
         .or_else(|| module_folder(Path::new("/"), &release))
+}
+
+/// What a file has, up to more than any kernel: one that has no end, like a device or a pipe, is none.
+fn read(image: &Path) -> Option<Vec<u8>> {
+    if !fs::metadata(image).ok()?.is_file() {
+        return None;
+    }
+    let mut bytes = Vec::new();
+    let file = File::open(image).ok()?;
+    file.take(READ_LIMIT).read_to_end(&mut bytes).ok()?;
+    Some(bytes)
 }
 
 /// The release of a kernel: a bzImage names it in its setup header, a vmlinux in its banner.
@@ -326,6 +341,16 @@ mod tests {
         }
         fs::write(folder.join("modules.builtin"), "").unwrap();
         fs::write(root.join(format!("boot/vmlinuz-{release}")), "").unwrap();
+    }
+
+    #[test]
+    fn what_has_no_end_is_no_kernel() {
+        assert_eq!(modules_of(Path::new("/dev/zero")), None);
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        let made = Command::new("mkfifo").arg(&pipe).status().unwrap();
+        assert!(made.success());
+        assert_eq!(modules_of(&pipe), None);
     }
 
     const GOOD: [&str; 2] = ["virtio_pci", "virtio_mem"];

@@ -1,8 +1,8 @@
 //! vCPUs come and go: the ACPI CPU hotplug registers, and one state machine per vCPU.
 //!
 //! ```text
-//!  Parked ──announce──► Inserting ──ack──► Present ──SIPI──► Online
-//!    ▲                      │ _OST refuses     │               │
+//!  Parked ──announce──► Inserting ─status─► Present ──SIPI──► Online
+//!    ▲                      │      is read     │ _OST refuses  │
 //!    │◄─────────────────────┘                  │           request removal
 //!    │                                         │               ▼
 //!    └────────────── eject ◄───────────────────┴─────────── Removing ──_OST refuses──► Online
@@ -10,6 +10,11 @@
 //! Registers as in QEMU's `docs/specs/acpi_cpu_hotplug.rst` (the modern interface), `_OST` included.
 //! "Notified" is kept apart from "asked for removal": the acknowledgement of the notice must not take
 //! away the permission to eject, which comes later and asynchronously.
+//!
+//! A guest that boots finds its CPUs by their status, long before it listens to notices, and starts them.
+//! So it is the status, once it was read, after which a vCPU is no longer taken back without asking; and a
+//! notice that nobody has acknowledged is repeated, since the interrupt of the first one may have come
+//! before there was a driver.
 //!
 //! The registers are accessed on vCPU threads: they take the table's lock for a few instructions and
 //! never wait. Threads that wait for the guest wait on a condition, without the lock.
@@ -61,6 +66,8 @@ const OST_EJECT_IN_PROGRESS: u32 = 0x84;
 /// its time: KVM tells us of INIT, but handles the SIPI behind it by itself.
 const START_POLL: Duration = Duration::from_millis(1);
 const START_POLL_MAX: Duration = Duration::from_millis(50);
+/// How often a guest that has not acknowledged a notice is told again.
+const TELL_AGAIN: Duration = Duration::from_secs(1);
 
 struct Slot {
     vcpu: Arc<Vcpu>,
@@ -177,8 +184,8 @@ impl CpuHotplug {
         self.changed.notify_all();
     }
 
-    /// Takes back what the guest has not begun: announcements that it did not acknowledge, removals that
-    /// it did not carry out. The guest may still eject a vCPU whose removal was taken back after its
+    /// Takes back what the guest has not begun: vCPUs that it did not learn of, removals that it did not
+    /// carry out. The guest may still eject a vCPU whose removal was taken back after its
     /// notice; then it is refused and stays.
     pub fn withdraw(&self) {
         {
@@ -197,6 +204,7 @@ impl CpuHotplug {
     ) -> (Progress, bool) {
         let mut table = self.lock();
         let mut poll = START_POLL;
+        let mut told = Instant::now();
         loop {
             table.note_started();
             let progress = table.progress();
@@ -207,8 +215,14 @@ impl CpuHotplug {
             if now >= deadline {
                 return (progress, true);
             }
+            if now.duration_since(told) >= TELL_AGAIN {
+                told = now;
+                if table.has_notice() {
+                    self.event_device.raise(EVENT_CPU);
+                }
+            }
             let starting: Vec<_> = table.starting().collect();
-            let mut pause = deadline - now;
+            let mut pause = TELL_AGAIN.min(deadline - now);
             if !starting.is_empty() {
                 pause = pause.min(poll);
                 poll = (poll * 2).min(START_POLL_MAX);
@@ -245,6 +259,10 @@ impl Table {
         }
     }
 
+    fn has_notice(&self) -> bool {
+        self.slots.iter().any(|slot| slot.notice != 0)
+    }
+
     fn starting(&self) -> impl Iterator<Item = Arc<Vcpu>> + '_ {
         let waiting = |s: &&Slot| s.state == VcpuState::Present && s.vcpu.is_starting();
         self.slots.iter().filter(waiting).map(|s| s.vcpu.clone())
@@ -263,7 +281,7 @@ impl Table {
                     slot.notice = FLAG_INSERTING;
                 }
                 (VcpuState::Inserting, true) => slot.notice = FLAG_INSERTING,
-                // The guest did not acknowledge yet, so it does not know of it.
+                // The guest has not looked yet, so it does not know of it.
                 (VcpuState::Inserting, false) if slot.notice == FLAG_INSERTING => slot.park(),
                 (VcpuState::Removing, true) => slot.keep(),
                 (VcpuState::Inserting, false) => slot.remove(),
@@ -353,6 +371,15 @@ impl Slot {
         self.notice = 0;
     }
 
+    /// Its status as the guest reads it, after which the guest knows of it.
+    fn status(&mut self) -> u8 {
+        if self.state == VcpuState::Inserting {
+            self.state = VcpuState::Present;
+        }
+        let enabled = is_present(self.state);
+        self.notice | if enabled { FLAG_ENABLED } else { 0 }
+    }
+
     fn remove(&mut self) {
         if self.vcpu.id() > 0 {
             self.state = VcpuState::Removing;
@@ -393,11 +420,9 @@ impl BusDevice for CpuHotplug {
         data.fill(0);
         match (offset, data.len()) {
             (REG_FLAGS, 1) => {
-                let flags = table.selected().map_or(0, |slot| {
-                    let enabled = is_present(slot.state) || slot.state == VcpuState::Inserting;
-                    slot.notice | if enabled { FLAG_ENABLED } else { 0 }
-                });
-                data.fill(flags);
+                data.fill(table.selected().map_or(0, Slot::status));
+                drop(table);
+                self.changed.notify_all();
             }
             (REG_DATA, 4) if table.command == CMD_NEXT_PENDING => {
                 data.copy_from_slice(&table.selector.to_le_bytes());

@@ -10,6 +10,8 @@ const COUNT: u32 = 4;
 struct Guest {
     hotplug: CpuHotplug,
     vcpus: Vec<Arc<Vcpu>>,
+    event_device: Arc<EventDevice>,
+    interrupt: EventFd,
 }
 
 impl Guest {
@@ -19,10 +21,13 @@ impl Guest {
             vcpu.unpark();
             vcpu.set_started(true);
         }
-        let event_device = Arc::new(EventDevice::new(EventFd::new(libc::EFD_NONBLOCK).unwrap()));
+        let interrupt = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        let event_device = Arc::new(EventDevice::new(interrupt.try_clone().unwrap()));
         Self {
-            hotplug: CpuHotplug::new(vcpus.clone(), boot, event_device),
+            hotplug: CpuHotplug::new(vcpus.clone(), boot, event_device.clone()),
             vcpus,
+            event_device,
+            interrupt,
         }
     }
 
@@ -105,6 +110,50 @@ fn added_vcpus_are_announced_taken_and_started() {
     assert_eq!(guest.online(), 3);
     assert_eq!(guest.flags(2), FLAG_ENABLED);
     assert_eq!(guest.flags(3), 0);
+}
+
+#[test]
+fn what_a_booting_guest_finds_by_itself_is_not_taken_back() {
+    let guest = Guest::new(1);
+    guest.hotplug.request(3);
+    // The scan of its name space at boot: nobody listens to notices yet.
+    assert_eq!(guest.flags(1), FLAG_ENABLED | FLAG_INSERTING);
+    guest.start(1);
+    assert_eq!(guest.online(), 2);
+    guest.hotplug.withdraw();
+    assert!(guest.vcpus[1].is_wanted(), "it runs in the guest");
+    assert!(!guest.vcpus[2].is_wanted(), "the guest did not look at it");
+    assert_eq!(guest.hotplug.target(), 2);
+    // Its driver comes, and looks for what it has missed.
+    assert_eq!(guest.scan(), [(1, FLAG_INSERTING)]);
+    guest.hotplug.request(1);
+    assert_eq!(guest.scan(), [(1, FLAG_REMOVING)]);
+    guest.eject(1);
+    assert_eq!(guest.hotplug.progress().present, 1);
+}
+
+#[test]
+fn who_has_not_acknowledged_is_told_again_and_who_has_is_not() {
+    let guest = Guest::new(1);
+    let told = || {
+        let interrupts = guest.interrupt.read().unwrap_or(0);
+        let mut event = [0];
+        guest.event_device.read(0, &mut event);
+        (interrupts, event[0])
+    };
+    let wait = || {
+        let deadline = Instant::now() + TELL_AGAIN * 3 / 2;
+        guest
+            .hotplug
+            .wait(deadline, |progress| progress.online == 2)
+    };
+    guest.hotplug.request(2);
+    assert_eq!(told(), (1, EVENT_CPU));
+    assert!(wait().1);
+    assert_eq!(told(), (1, EVENT_CPU));
+    guest.scan();
+    assert!(wait().1);
+    assert_eq!(told(), (0, 0));
 }
 
 #[test]
