@@ -91,6 +91,14 @@ fn stop_lets_the_guest_power_off_and_leaves_nothing_running() {
 }
 
 #[test]
+fn a_guest_that_is_asked_to_stop_while_it_boots_powers_off_when_it_can() {
+    let instance = Launch::new("hasty").start();
+    instance.stop(&[]).expect_success();
+    let log = instance.console_log();
+    assert!(log.contains("reboot: Power down"), "{log}");
+}
+
+#[test]
 fn forced_stop_ends_a_guest_that_does_not_listen() {
     let (instance, mut shell) = Launch::new("deaf").boot();
     shell.type_line("while :; do :; done");

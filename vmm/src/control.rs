@@ -5,7 +5,7 @@
 //! the other. Nothing of a failed request stays in the way of the next one.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use concertina_api::disk::{DiskRate, DiskStatus};
@@ -57,8 +57,31 @@ pub struct Control {
     /// When the counters file is written.
     schedule: Arc<Schedule>,
     state: Mutex<RunState>,
-    /// Held for the whole of a resize; never taken by a vCPU thread or the event loop.
-    resizing: Mutex<()>,
+    resizing: Resizing,
+}
+
+/// Held for the whole of a resize, each by what it changes: a guest that does not answer for its vCPUs
+/// holds up nothing else. Never taken by a vCPU thread or the event loop.
+#[derive(Default)]
+struct Resizing {
+    cpus: Mutex<()>,
+    memory: Mutex<()>,
+    rates: Mutex<()>,
+}
+
+impl Resizing {
+    /// Waits for what was begun before, in one order for all, so that no two wait for each other.
+    fn hold(&self, wish: &VmResize) -> [Option<MutexGuard<'_, ()>>; 3] {
+        let cpus = wish.vcpus.is_some() || wish.quota.is_some();
+        let memory = wish.memory.is_some() || wish.balloon.is_some();
+        let rates = wish.disk_rate.is_some() || wish.net_rate.is_some();
+        [
+            (&self.cpus, cpus),
+            (&self.memory, memory),
+            (&self.rates, rates),
+        ]
+        .map(|(lock, wanted)| wanted.then(|| lock.lock().unwrap_or_else(PoisonError::into_inner)))
+    }
 }
 
 /// How one part of a resize ended.
@@ -128,7 +151,7 @@ impl Control {
             exit,
             schedule: Arc::default(),
             state: Mutex::new(RunState::Running),
-            resizing: Mutex::new(()),
+            resizing: Resizing::default(),
         }
     }
 
@@ -230,10 +253,9 @@ impl Control {
         Ok(())
     }
 
-    /// Changes the size; answers with what was reached.
+    /// Changes the size; answers with what was reached. Of two for the same resource the second one waits.
     pub fn resize(&self, wish: &VmResize) -> ResizeReport {
-        let one_at_a_time = self.resizing.lock();
-        let _one_at_a_time = one_at_a_time.unwrap_or_else(PoisonError::into_inner);
+        let _one_at_a_time = self.resizing.hold(wish);
         let mut timeline = Timeline {
             begin: Instant::now(),
             steps: BTreeMap::new(),
@@ -587,4 +609,33 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
         source = inner.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_resize_waits_for_those_of_the_same_resource_alone() {
+        let resizing = Resizing::default();
+        let vcpus = VmResize {
+            vcpus: Some(2),
+            ..VmResize::default()
+        };
+        let memory = VmResize {
+            memory: Some(Bytes(1 << 30)),
+            ..VmResize::default()
+        };
+        let both = VmResize {
+            memory: memory.memory,
+            ..vcpus.clone()
+        };
+        let held = resizing.hold(&vcpus);
+        assert!(resizing.cpus.try_lock().is_err());
+        drop(resizing.hold(&memory));
+        drop(held);
+        let _held = resizing.hold(&both);
+        assert!(resizing.cpus.try_lock().is_err() && resizing.memory.try_lock().is_err());
+        assert!(resizing.rates.try_lock().is_ok());
+    }
 }

@@ -37,6 +37,8 @@ const READY_PAUSE_MIN: Duration = Duration::from_millis(2);
 const READY_PAUSE_MAX: Duration = Duration::from_millis(50);
 /// How long a vmm may take to end when it was told to.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a guest may take to begin its end before it is asked again.
+const PRESS_AGAIN: Duration = Duration::from_secs(5);
 /// A life shorter than this that ends in a reset counts as part of a reboot loop.
 const SHORT_LIFE: Duration = Duration::from_secs(30);
 /// So many short lives in a row are one too many.
@@ -264,7 +266,7 @@ fn not_begun(error: &LaunchError) -> ExitReport {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Running,
-    Asked { until: Instant },
+    Asked { until: Instant, again: Instant },
     Told { until: Instant },
     Killed,
 }
@@ -396,17 +398,19 @@ impl<'a> Life<'a> {
             phase = match (core.stop.wish(), phase) {
                 (Some(StopWish::Ask(time)), Phase::Running) => {
                     grace = time;
-                    ask(core, time)
+                    ask(core, Instant::now() + time)
                 }
                 (Some(StopWish::Force), Phase::Running | Phase::Asked { .. }) => tell(core),
-                (_, Phase::Asked { until }) if Instant::now() >= until => tell(core),
+                (_, Phase::Asked { until, .. }) if Instant::now() >= until => tell(core),
+                (_, Phase::Asked { until, again }) if Instant::now() >= again => ask(core, until),
                 (_, Phase::Told { until }) if Instant::now() >= until => Phase::Killed,
                 (_, phase) => phase,
             };
             let waited = match phase {
                 Phase::Killed => self.vmm.kill().map(Some),
                 Phase::Running => self.wait(core, None),
-                Phase::Asked { until } | Phase::Told { until } => self.wait(core, Some(until)),
+                Phase::Asked { until, again } => self.wait(core, Some(until.min(again))),
+                Phase::Told { until } => self.wait(core, Some(until)),
             };
             // A descriptor that cannot be polled leaves no way to see the end: bring it about.
             match waited {
@@ -424,14 +428,16 @@ impl<'a> Life<'a> {
     }
 }
 
-/// Presses the power button; a vmm that does not take it is told to stop at once.
-fn ask(core: &Core, grace: Duration) -> Phase {
+/// Presses the power button, and again some time later: a guest that boots has nobody yet who sees it. A
+/// vmm that does not take it is told to stop at once.
+fn ask(core: &Core, until: Instant) -> Phase {
     core.set_state(InstanceState::Stopping);
     // Guests without anybody at the power button may have our program, and the other way round.
     core.channel.power_off();
     match core.vmm.power_button() {
         Ok(()) => Phase::Asked {
-            until: Instant::now() + grace,
+            until,
+            again: Instant::now() + PRESS_AGAIN,
         },
         Err(_) => tell(core),
     }

@@ -431,7 +431,10 @@ impl MemoryAxis {
             let before = self.held;
             let left = deadline.saturating_duration_since(Instant::now());
             match self.ask(wish, SLICE.min(left), &mut change.timeline) {
-                Err(why) => return Converged::Failed(Outcome::TimedOut, why),
+                Err(why) => {
+                    change.say(why.clone());
+                    return Converged::Failed(Outcome::TimedOut, why);
+                }
                 Ok((Outcome::Applied, _)) => return Converged::Reached,
                 Ok((Outcome::Refused, why)) => {
                     change.failure = Outcome::Refused;
