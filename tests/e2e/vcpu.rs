@@ -94,8 +94,17 @@ fn one_to_sixteen_and_back_twenty_times_leaks_no_thread() {
 /// deadline may come before, between, or after.
 #[test]
 fn a_deadline_in_the_middle_of_the_boot_takes_nothing_from_the_guest() {
-    for (name, timeout_ms) in [("early-a", 1000), ("early-b", 2500), ("early-c", 20_000)] {
-        let instance = Launch::new(name).cpus("1..3").start();
+    for (name, series, timeout_ms) in [
+        ("early-a", Series::V6_12, 1000),
+        ("early-b", Series::V6_1, 2500),
+        ("early-c", Series::V6_12, 20_000),
+        ("early-d", Series::V6_1, 20_000),
+    ] {
+        let files = guest(series);
+        let instance = Launch::new(name)
+            .kernel(&files.bzimage, &files.initramfs)
+            .cpus("1..3")
+            .start();
         let size = |timeout_ms| VmResize {
             vcpus: Some(3),
             timeout_ms: Some(timeout_ms),

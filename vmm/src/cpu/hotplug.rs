@@ -74,6 +74,9 @@ struct Slot {
     state: VcpuState,
     /// A notice that the guest has not acknowledged.
     notice: u8,
+    /// The guest has it: it booted with it, found it by itself, or has said that a device check went well. To
+    /// a further check Linux before 6.9 answers with a failure then, which refuses nothing.
+    known: bool,
     ost_event: u32,
     /// The last `_OST` status that refused something, until the next request.
     refused: Option<u32>,
@@ -82,6 +85,8 @@ struct Slot {
 struct Table {
     slots: Vec<Slot>,
     selector: u32,
+    /// The selector stands where the search for notices has put it.
+    scanning: bool,
     command: u8,
     target: u32,
 }
@@ -120,6 +125,7 @@ impl CpuHotplug {
                     vcpu,
                     state,
                     notice: 0,
+                    known: present,
                     ost_event: 0,
                     refused: None,
                 }
@@ -128,6 +134,7 @@ impl CpuHotplug {
         let table = Table {
             slots,
             selector: 0,
+            scanning: false,
             command: 0,
             target: boot,
         };
@@ -325,6 +332,7 @@ impl Table {
         let from = self.selector.min(count);
         if let Some(next) = (from..count).chain(0..from).find(|i| pending(self, *i)) {
             self.selector = next;
+            self.scanning = true;
         }
     }
 
@@ -369,12 +377,15 @@ impl Slot {
         self.vcpu.park();
         self.state = VcpuState::Parked;
         self.notice = 0;
+        self.known = false;
     }
 
-    /// Its status as the guest reads it, after which the guest knows of it.
-    fn status(&mut self) -> u8 {
+    /// Its status as the guest reads it, after which the guest knows of it: because of the notice, which it
+    /// is about to acknowledge, or without it.
+    fn status(&mut self, because_of_notice: bool) -> u8 {
         if self.state == VcpuState::Inserting {
             self.state = VcpuState::Present;
+            self.known = !because_of_notice;
         }
         let enabled = is_present(self.state);
         self.notice | if enabled { FLAG_ENABLED } else { 0 }
@@ -402,7 +413,8 @@ impl Slot {
                 self.refused = Some(status);
                 self.keep();
             }
-            OST_EVENT_DEVICE_CHECK if inserting && !removing && status != 0 => {
+            OST_EVENT_DEVICE_CHECK if inserting && status == 0 => self.known = true,
+            OST_EVENT_DEVICE_CHECK if inserting && !removing && !self.known => {
                 self.refused = Some(status);
                 // The guest does not have it, whatever our table says.
                 if !self.vcpu.is_started() {
@@ -420,7 +432,9 @@ impl BusDevice for CpuHotplug {
         data.fill(0);
         match (offset, data.len()) {
             (REG_FLAGS, 1) => {
-                data.fill(table.selected().map_or(0, Slot::status));
+                let because_of_notice = table.scanning;
+                let status = table.selected().map(|slot| slot.status(because_of_notice));
+                data.fill(status.unwrap_or(0));
                 drop(table);
                 self.changed.notify_all();
             }
@@ -434,7 +448,10 @@ impl BusDevice for CpuHotplug {
     fn write(&self, offset: u64, data: &[u8]) {
         let mut table = self.lock();
         match (offset, data) {
-            (REG_SELECTOR, &[a, b, c, d]) => table.selector = u32::from_le_bytes([a, b, c, d]),
+            (REG_SELECTOR, &[a, b, c, d]) => {
+                table.selector = u32::from_le_bytes([a, b, c, d]);
+                table.scanning = false;
+            }
             (REG_FLAGS, &[flags]) => table.write_flags(flags),
             (REG_COMMAND, &[command]) => {
                 table.command = command;

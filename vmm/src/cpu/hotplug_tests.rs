@@ -35,8 +35,13 @@ impl Guest {
         self.hotplug.write(REG_SELECTOR, &vcpu.to_le_bytes());
     }
 
+    /// `CSTA`.
     fn flags(&self, vcpu: u32) -> u8 {
         self.select(vcpu);
+        self.selected_flags()
+    }
+
+    fn selected_flags(&self) -> u8 {
         let mut data = [0];
         self.hotplug.read(REG_FLAGS, &mut data);
         data[0]
@@ -62,7 +67,7 @@ impl Guest {
             let mut number = [0; 4];
             self.hotplug.read(REG_DATA, &mut number);
             let number = u32::from_le_bytes(number);
-            let notice = self.flags(number) & (FLAG_INSERTING | FLAG_REMOVING);
+            let notice = self.selected_flags() & (FLAG_INSERTING | FLAG_REMOVING);
             if notice == 0 {
                 return seen;
             }
@@ -126,10 +131,30 @@ fn what_a_booting_guest_finds_by_itself_is_not_taken_back() {
     assert_eq!(guest.hotplug.target(), 2);
     // Its driver comes, and looks for what it has missed.
     assert_eq!(guest.scan(), [(1, FLAG_INSERTING)]);
+    // Linux before 6.9: "already enumerated".
+    guest.ost(1, OST_EVENT_DEVICE_CHECK, 1);
+    assert_eq!(guest.hotplug.progress().refused, None);
     guest.hotplug.request(1);
     assert_eq!(guest.scan(), [(1, FLAG_REMOVING)]);
     guest.eject(1);
     assert_eq!(guest.hotplug.progress().present, 1);
+}
+
+#[test]
+fn a_check_of_what_the_guest_has_refuses_nothing() {
+    let guest = Guest::new(1);
+    guest.hotplug.request(2);
+    guest.scan();
+    guest.ost(1, OST_EVENT_DEVICE_CHECK, 0);
+    // Nobody in the guest brings it online; it is asked for once more.
+    guest.hotplug.withdraw();
+    guest.hotplug.request(2);
+    assert_eq!(guest.scan(), [(1, FLAG_INSERTING)]);
+    guest.ost(1, OST_EVENT_DEVICE_CHECK, 1);
+    assert_eq!(guest.hotplug.progress().refused, None);
+    assert!(guest.vcpus[1].is_wanted());
+    guest.start(1);
+    assert_eq!(guest.online(), 2);
 }
 
 #[test]
