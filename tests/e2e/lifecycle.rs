@@ -96,6 +96,12 @@ fn a_guest_that_is_asked_to_stop_while_it_boots_powers_off_when_it_can() {
     instance.stop(&[]).expect_success();
     let log = instance.console_log();
     assert!(log.contains("reboot: Power down"), "{log}");
+    let events = instance.events();
+    let ended = events.iter().find(|e| e["event"] == "ended");
+    assert!(
+        ended.is_some_and(|e| e["reason"].to_string().contains("the guest powered off")),
+        "{events:?}"
+    );
 }
 
 #[test]

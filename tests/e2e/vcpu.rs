@@ -115,6 +115,7 @@ fn a_deadline_in_the_middle_of_the_boot_takes_nothing_from_the_guest() {
         let report = instance.resize_vm(&size(60_000));
         assert_eq!(report.outcome, Outcome::Applied, "{first:?} {report:?}");
         until_online(&mut shell, 3);
+        assert_eq!(instance.vm().vcpus.online, 3);
         for vcpu in 0..3 {
             shell.run(&format!("taskset -c {vcpu} true"));
         }

@@ -96,6 +96,8 @@ impl Change<'_> {
     /// Adds to the reason; what was said first stays first.
     fn say(&mut self, sentence: String) {
         self.reason = Some(match self.reason.take() {
+            // One trouble may meet several steps.
+            Some(said) if said.contains(&sentence) => said,
             Some(said) => format!("{said}; {sentence}"),
             None => sentence,
         });

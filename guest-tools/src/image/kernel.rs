@@ -27,7 +27,7 @@ const VERSION_BASE: usize = 0x200;
 /// What precedes the release in a running kernel's log, and in its image.
 const BANNER: &[u8] = b"Linux version ";
 
-/// Bytes after which a kernel is read no further: the largest, with all of their symbols, have half of that.
+/// Bytes after which a kernel is read no further: more than one has, even with all of its symbols.
 const READ_LIMIT: u64 = 1 << 30;
 
 /// What is asked of the kernel.

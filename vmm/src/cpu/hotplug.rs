@@ -74,8 +74,8 @@ struct Slot {
     state: VcpuState,
     /// A notice that the guest has not acknowledged.
     notice: u8,
-    /// The guest has it: it booted with it, found it by itself, or has said that a device check went well. To
-    /// a further check Linux before 6.9 answers with a failure then, which refuses nothing.
+    /// The guest has it: it booted with it, found it by itself, or has said that a device check went well. A
+    /// failure of a further check refuses nothing then: Linux 6.1 means "already enumerated" by it.
     known: bool,
     ost_event: u32,
     /// The last `_OST` status that refused something, until the next request.
@@ -192,8 +192,8 @@ impl CpuHotplug {
     }
 
     /// Takes back what the guest has not begun: vCPUs that it did not learn of, removals that it did not
-    /// carry out. The guest may still eject a vCPU whose removal was taken back after its
-    /// notice; then it is refused and stays.
+    /// carry out. The guest may still eject a vCPU whose removal was taken back after its notice; then it is
+    /// refused and stays.
     pub fn withdraw(&self) {
         {
             let mut table = self.lock();

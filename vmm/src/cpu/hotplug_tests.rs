@@ -131,7 +131,7 @@ fn what_a_booting_guest_finds_by_itself_is_not_taken_back() {
     assert_eq!(guest.hotplug.target(), 2);
     // Its driver comes, and looks for what it has missed.
     assert_eq!(guest.scan(), [(1, FLAG_INSERTING)]);
-    // Linux before 6.9: "already enumerated".
+    // Linux 6.1: "already enumerated".
     guest.ost(1, OST_EVENT_DEVICE_CHECK, 1);
     assert_eq!(guest.hotplug.progress().refused, None);
     guest.hotplug.request(1);
